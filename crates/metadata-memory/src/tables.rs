@@ -1,0 +1,330 @@
+//! The rows, and what a transaction changed of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metadata_api::codec::{Cell, current_progress};
+use metadata_api::model::{
+    CaptureId, CaptureInfo, CaptureProgress, ChangefeedInfo, ChangefeedProgress, ChangefeedSchedule,
+    ChangefeedStatus, ChangefeedUuid, ClusterIdentity, ControllerEpoch, ElectionRecord, ProcessorSchedule,
+    Revision, ScheduleState, UpstreamId, UpstreamInfo, Version,
+};
+use metadata_api::{MetadataError, Result};
+use uuid::Uuid;
+
+/// A table, as the SQL stores name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the design's table list says what each holds")]
+pub enum Table {
+    Election,
+    Fence,
+    Capture,
+    Progress,
+    Upstream,
+    ChangefeedInfo,
+    ChangefeedState,
+    Schedule,
+    Processor,
+}
+
+impl Table {
+    /// Every table.
+    pub const ALL: [Self; 9] = [
+        Self::Election,
+        Self::Fence,
+        Self::Capture,
+        Self::Progress,
+        Self::Upstream,
+        Self::ChangefeedInfo,
+        Self::ChangefeedState,
+        Self::Schedule,
+        Self::Processor,
+    ];
+
+    /// Its name in SQL.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Election => "election",
+            Self::Fence => "fence",
+            Self::Capture => "capture",
+            Self::Progress => "progress",
+            Self::Upstream => "upstream",
+            Self::ChangefeedInfo => "changefeed_info",
+            Self::ChangefeedState => "changefeed_state",
+            Self::Schedule => "schedule",
+            Self::Processor => "processor",
+        }
+    }
+}
+
+/// The fence row's epoch: who may write as controller now; 0 = nobody. Its revision is in [`Tables::revision`].
+pub type FenceRow = ControllerEpoch;
+
+/// A changefeed's info row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InfoRow {
+    /// What the changefeed is to do.
+    pub info: ChangefeedInfo,
+    /// It is removed and its schedule was `Removed`: others may have its name.
+    pub name_freed: bool,
+}
+
+/// A capture's progress row.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ProgressRow {
+    /// The capture's own number of the last write.
+    pub seq: u64,
+    /// What it wrote.
+    pub value: CaptureProgress,
+    /// It accepts no more.
+    pub sealed: bool,
+}
+
+/// One row as it was and as it is; `None` = absent.
+#[derive(Clone, Debug)]
+pub struct Row<K, V> {
+    /// Its key.
+    pub key: K,
+    /// As it was.
+    pub before: Option<Arc<V>>,
+    /// As it is.
+    pub after: Option<Arc<V>>,
+}
+
+/// One row that a transaction changed.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "each is the row of the table of the same name")]
+pub enum Change {
+    Election(Row<(), ElectionRecord>),
+    Fence(Row<(), FenceRow>),
+    Capture(Row<CaptureId, CaptureInfo>),
+    Progress(Row<CaptureId, ProgressRow>),
+    Upstream(Row<UpstreamId, UpstreamInfo>),
+    Info(Row<ChangefeedUuid, InfoRow>),
+    Status(Row<ChangefeedUuid, ChangefeedStatus>),
+    Schedule(Row<ChangefeedUuid, ChangefeedSchedule>),
+    Processor(Row<(ChangefeedUuid, CaptureId), ProcessorSchedule>),
+}
+
+/// A transaction that committed.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// Its name, as in the errors and spans of every store.
+    pub transaction: &'static str,
+    /// When, on the database's own monotonic clock.
+    pub at: Duration,
+    /// The revision that it took, if it did.
+    pub revision: Option<Revision>,
+    /// What it changed, in order.
+    pub changes: Vec<Change>,
+}
+
+/// All that the database holds.
+#[derive(Clone, Debug)]
+pub struct Tables {
+    pub(crate) identity: ClusterIdentity,
+    pub(crate) revision: Revision,
+    pub(crate) fence: BTreeMap<(), Arc<FenceRow>>,
+    pub(crate) election: BTreeMap<(), Arc<ElectionRecord>>,
+    pub(crate) captures: BTreeMap<CaptureId, Arc<CaptureInfo>>,
+    pub(crate) progresses: BTreeMap<CaptureId, Arc<ProgressRow>>,
+    pub(crate) upstreams: BTreeMap<UpstreamId, Arc<UpstreamInfo>>,
+    pub(crate) infos: BTreeMap<ChangefeedUuid, Arc<InfoRow>>,
+    pub(crate) statuses: BTreeMap<ChangefeedUuid, Arc<ChangefeedStatus>>,
+    pub(crate) schedules: BTreeMap<ChangefeedUuid, Arc<ChangefeedSchedule>>,
+    pub(crate) processors: BTreeMap<(ChangefeedUuid, CaptureId), Arc<ProcessorSchedule>>,
+    /// An index: the schedules that name a capture.
+    owned: BTreeMap<CaptureId, BTreeSet<ChangefeedUuid>>,
+    /// Tables whose values somebody made unreadable.
+    pub(crate) corrupt: BTreeSet<Table>,
+    /// Captures whose progress somebody made unreadable.
+    pub(crate) corrupt_progress: BTreeSet<String>,
+}
+
+impl Tables {
+    /// Freshly migrated.
+    pub(crate) fn new(cluster_id: Uuid) -> Self {
+        let election = ElectionRecord {
+            leader: None,
+            epoch: ControllerEpoch(0),
+            lease_seq: 0,
+            cooldown: None,
+            version: Version(1),
+        };
+        Self {
+            identity: ClusterIdentity { cluster_id, server_id: String::new() },
+            revision: Revision(0),
+            fence: BTreeMap::from([((), Arc::new(ControllerEpoch(0)))]),
+            election: BTreeMap::from([((), Arc::new(election))]),
+            captures: BTreeMap::new(),
+            progresses: BTreeMap::new(),
+            upstreams: BTreeMap::new(),
+            infos: BTreeMap::new(),
+            statuses: BTreeMap::new(),
+            schedules: BTreeMap::new(),
+            processors: BTreeMap::new(),
+            owned: BTreeMap::new(),
+            corrupt: BTreeSet::new(),
+            corrupt_progress: BTreeSet::new(),
+        }
+    }
+
+    /// The revision of the last transaction that took one.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The election row.
+    ///
+    /// # Errors
+    /// `Corrupt` when somebody deleted it.
+    pub fn election(&self) -> Result<ElectionRecord> {
+        self.election.get(&()).map(|row| **row).ok_or_else(|| missing_row("election"))
+    }
+
+    /// Which controller epoch may write now; 0 = none.
+    ///
+    /// # Errors
+    /// `Corrupt` when somebody deleted the row.
+    pub fn fence_epoch(&self) -> Result<ControllerEpoch> {
+        self.fence.get(&()).map(|row| **row).ok_or_else(|| missing_row("fence"))
+    }
+
+    /// Every capture row, ordered by id.
+    pub fn captures(&self) -> impl Iterator<Item = &CaptureInfo> {
+        self.captures.values().map(|row| &**row)
+    }
+
+    /// A capture's row.
+    pub fn capture(&self, id: CaptureId) -> Option<&CaptureInfo> {
+        self.captures.get(&id).map(|row| &**row)
+    }
+
+    /// Every capture's progress row, ordered by id.
+    pub fn progress_rows(&self) -> impl Iterator<Item = (CaptureId, &ProgressRow)> {
+        self.progresses.iter().map(|(id, row)| (*id, &**row))
+    }
+
+    /// Every schedule row, ordered by uuid.
+    pub fn schedules(&self) -> impl Iterator<Item = &ChangefeedSchedule> {
+        self.schedules.values().map(|row| &**row)
+    }
+
+    /// A changefeed's schedule.
+    pub fn schedule(&self, changefeed: ChangefeedUuid) -> Option<&ChangefeedSchedule> {
+        self.schedules.get(&changefeed).map(|row| &**row)
+    }
+
+    /// A changefeed's state row.
+    pub fn status(&self, changefeed: ChangefeedUuid) -> Option<&ChangefeedStatus> {
+        self.statuses.get(&changefeed).map(|row| &**row)
+    }
+
+    /// How far a changefeed has come (I6).
+    pub fn progress(&self, changefeed: ChangefeedUuid) -> Option<ChangefeedProgress> {
+        self.schedule(changefeed).map(|schedule| self.progress_of(schedule))
+    }
+
+    pub(crate) fn progress_of(&self, schedule: &ChangefeedSchedule) -> ChangefeedProgress {
+        let row = schedule.owner.and_then(|owner| self.progresses.get(&owner));
+        current_progress(schedule, row.map(|row| &row.value))
+    }
+
+    /// The schedules that name a capture and are not `Removed`, ordered by uuid.
+    pub fn owned_by(&self, capture: CaptureId) -> impl Iterator<Item = &ChangefeedSchedule> {
+        let uuids = self.owned.get(&capture).into_iter().flatten();
+        uuids.filter_map(|uuid| self.schedules.get(uuid)).map(|row| &**row)
+    }
+
+    /// The processor rows that name a capture, ordered by uuid.
+    pub(crate) fn processors_on(&self, capture: CaptureId) -> impl Iterator<Item = &ProcessorSchedule> {
+        self.processors.values().map(|row| &**row).filter(move |row| row.capture == capture)
+    }
+
+    /// An error when the table's values were made unreadable.
+    pub(crate) fn readable(&self, table: Table, key: &dyn Display) -> Result<()> {
+        let row = table == Table::Progress
+            && !self.corrupt_progress.is_empty()
+            && self.corrupt_progress.contains(&key.to_string());
+        if !row && !self.corrupt.contains(&table) {
+            return Ok(());
+        }
+        let column = if table == Table::Progress { "value" } else { "state" };
+        Err(Cell::new(table.name(), key, column).corrupt("somebody made it unreadable"))
+    }
+
+    fn index(&mut self, row: &Row<ChangefeedUuid, ChangefeedSchedule>) {
+        let owner = |row: &Option<Arc<ChangefeedSchedule>>| {
+            row.as_ref().filter(|row| row.state != ScheduleState::Removed).and_then(|row| row.owner)
+        };
+        let (before, after) = (owner(&row.before), owner(&row.after));
+        if before == after {
+            return;
+        }
+        if let Some(before) = before
+            && let Some(uuids) = self.owned.get_mut(&before)
+        {
+            uuids.remove(&row.key);
+            if uuids.is_empty() {
+                self.owned.remove(&before);
+            }
+        }
+        if let Some(after) = after {
+            self.owned.entry(after).or_default().insert(row.key);
+        }
+    }
+
+    /// Makes a change, or takes it back.
+    pub(crate) fn apply(&mut self, change: &Change, back: bool) {
+        match change {
+            Change::Election(row) => set(&mut self.election, row, back),
+            Change::Fence(row) => set(&mut self.fence, row, back),
+            Change::Capture(row) => set(&mut self.captures, row, back),
+            Change::Progress(row) => set(&mut self.progresses, row, back),
+            Change::Upstream(row) => set(&mut self.upstreams, row, back),
+            Change::Info(row) => set(&mut self.infos, row, back),
+            Change::Status(row) => set(&mut self.statuses, row, back),
+            Change::Schedule(row) => {
+                set(&mut self.schedules, row, back);
+                if back {
+                    self.index(&Row { key: row.key, before: row.after.clone(), after: row.before.clone() });
+                } else {
+                    self.index(row);
+                }
+            }
+            Change::Processor(row) => set(&mut self.processors, row, back),
+        }
+    }
+
+    /// Deletes every row of a table, behind every store's back.
+    pub(crate) fn clear(&mut self, table: Table) {
+        match table {
+            Table::Election => self.election.clear(),
+            Table::Fence => self.fence.clear(),
+            Table::Capture => self.captures.clear(),
+            Table::Progress => self.progresses.clear(),
+            Table::Upstream => self.upstreams.clear(),
+            Table::ChangefeedInfo => self.infos.clear(),
+            Table::ChangefeedState => self.statuses.clear(),
+            Table::Schedule => {
+                self.schedules.clear();
+                self.owned.clear();
+            }
+            Table::Processor => self.processors.clear(),
+        }
+    }
+}
+
+fn set<K: Ord + Copy, V>(table: &mut BTreeMap<K, Arc<V>>, row: &Row<K, V>, back: bool) {
+    match if back { &row.before } else { &row.after } {
+        Some(value) => table.insert(row.key, Arc::clone(value)),
+        None => table.remove(&row.key),
+    };
+}
+
+/// One of the rows that the migrations insert is not there.
+pub(crate) fn missing_row(table: &'static str) -> MetadataError {
+    MetadataError::corrupt(table, 1, "id", "the row that the migrations wrote is gone")
+}

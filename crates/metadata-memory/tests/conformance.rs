@@ -1,0 +1,84 @@
+//! The suite that every store passes, each case on a database of its own.
+#![expect(clippy::expect_used, reason = "a statement that the model cannot read is a mistake in the test")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use metadata_api::model::Revision;
+use metadata_api::store::MetadataStore;
+use metadata_api::store::faults::Faults;
+use metadata_conformance::harness::{Backend, Database, Features};
+use metadata_memory::{DatabaseClock, MemoryCluster, MemoryOptions, Table, Tamper};
+
+#[derive(Debug)]
+struct SystemClock;
+
+impl DatabaseClock for SystemClock {
+    fn monotonic(&self) -> Duration {
+        // Nothing is late here.
+        Duration::ZERO
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the database server's clock")]
+    fn wall(&self) -> DateTime<Utc> {
+        Utc::now()
+    }
+}
+
+struct Memory;
+
+#[async_trait]
+impl Backend for Memory {
+    async fn fresh(&self) -> Box<dyn Database> {
+        Box::new(Db(MemoryCluster::new(Arc::new(SystemClock))))
+    }
+
+    fn features(&self) -> Features {
+        Features { server_identity: false }
+    }
+}
+
+struct Db(MemoryCluster);
+
+#[async_trait]
+impl Database for Db {
+    async fn open(&self) -> Arc<dyn MetadataStore> {
+        Arc::new(self.0.open())
+    }
+
+    async fn open_with(&self, faults: Arc<dyn Faults>) -> Arc<dyn MetadataStore> {
+        Arc::new(self.0.open_with(MemoryOptions { faults: Some(faults), ..MemoryOptions::default() }))
+    }
+
+    /// There is no SQL here: what the suite's statements do is said in the model's own words.
+    async fn execute(&self, sql: &str) {
+        let table = |name: &str| {
+            let found = Table::ALL.into_iter().find(|table| table.name() == name);
+            found.unwrap_or_else(|| panic!("no table `{name}`, in `{sql}`"))
+        };
+        let words: Vec<&str> = sql.split_whitespace().collect();
+        let tamper = match words.as_slice() {
+            ["DELETE", "FROM", name] => Tamper::DeleteAll(table(name)),
+            ["UPDATE", "capture", "SET", "heartbeat_seq", "=", value] => {
+                Tamper::SetHeartbeats(value.parse().expect("a number"))
+            }
+            ["UPDATE", "fence", "SET", "revision", "=", "revision", "+", ahead] => {
+                let now = self.0.read(|tables| tables.revision().0);
+                Tamper::SetRevision(Revision(now + ahead.parse::<u64>().expect("a number")))
+            }
+            ["UPDATE", "fence", "SET", "revision", "=", value] => {
+                Tamper::SetRevision(Revision(value.parse().expect("a number")))
+            }
+            ["UPDATE", name @ ("capture" | "changefeed_state"), "SET", "state", "=", _]
+            | ["UPDATE", name @ "progress", "SET", "value", "=", ..] => Tamper::MakeUnreadable(table(name)),
+            _ => panic!("the model does not know `{sql}`"),
+        };
+        self.0.tamper(tamper);
+    }
+
+    async fn close(self: Box<Self>) {}
+}
+
+metadata_conformance::conformance_suite!(Memory);
