@@ -1,0 +1,371 @@
+//! [`AdminStore`]: what an operator may ask of any capture.
+
+use async_trait::async_trait;
+use metadata_api::codec::{check_changefeed, check_uri, encode_config, encode_position, split_uri};
+use metadata_api::decision::feed_state::{FeedEvent, check_updatable};
+use metadata_api::model::{
+    CaptureId, CaptureState, ChangefeedInfo, ChangefeedProgress, ChangefeedStatus, ChangefeedUpdate,
+    ChangefeedUuid, FeedState, NewChangefeed, Revision, ScheduleState, SecretUri, UpstreamId, Version,
+};
+use metadata_api::store::{AdminStore, Authority};
+use metadata_api::{MetadataError, Result};
+use sqlx::{query, query_scalar};
+
+use crate::MysqlStore;
+use crate::capture::lock_capture;
+use crate::election::vacate;
+use crate::feeds::{
+    Feed, ScheduleWrite, apply_event, changefeed_text, lock_feed, no_changefeed, write_schedules,
+};
+use crate::fence::{fence_lock, fence_lock_reading};
+use crate::query::{election_row, upstream_row};
+use crate::retry::{TxError, TxResult};
+use crate::rows::{INFO, InfoRow, decode_all};
+use crate::sql::{Answer, Batch, Sql};
+use crate::tx::Tx;
+
+/// Checks of an update what needs no database.
+pub(crate) fn check_update(update: &ChangefeedUpdate) -> Result<()> {
+    if let Some(uri) = &update.sink_uri {
+        check_uri("sink_uri", uri)?;
+    }
+    if let Some(uri) = &update.upstream_uri {
+        check_uri("upstream_uri", uri)?;
+    }
+    if let Some(config) = &update.config {
+        encode_config(config)?;
+    }
+    Ok(())
+}
+
+/// Whether another changefeed that holds its name uses an upstream.
+async fn is_shared(tx: &mut Tx<'_>, upstream: UpstreamId, changefeed: ChangefeedUuid) -> TxResult<bool> {
+    let shared = query_scalar!(
+        r#"SELECT EXISTS (SELECT 1 FROM changefeed_info WHERE upstream_id = ? AND removed_marker = 0 AND uuid <> ?)
+            AS "shared!: bool""#,
+        upstream.0,
+        changefeed.0
+    )
+    .fetch_one(&mut **tx)
+    .await?;
+    Ok(shared)
+}
+
+async fn write_upstream(tx: &mut Tx<'_>, id: UpstreamId, endpoints: &str, credentials: &str) -> TxResult<()> {
+    query!(
+        "UPDATE upstream SET endpoints = ?, credentials = ?, version = version + 1 WHERE id = ?",
+        endpoints,
+        credentials,
+        id.0
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Replaces what `update` gives. To be called under the fence, with the caller's token checked.
+pub(crate) async fn update_info(
+    tx: &mut Tx<'_>,
+    feed: &Feed,
+    expected: Version,
+    update: &ChangefeedUpdate,
+) -> TxResult<ChangefeedInfo> {
+    let changefeed = feed.schedule.changefeed;
+    check_updatable(&changefeed_text(changefeed), feed.status.state)?;
+    let mut sql = Sql::new("SELECT ");
+    sql.push(INFO).push(" FROM changefeed_info i WHERE i.uuid = ").number(changefeed.0);
+    let row = sql.fetch::<InfoRow>(tx).await?.pop().ok_or_else(|| no_changefeed(changefeed))?;
+    let mut info = ChangefeedInfo::try_from(row)?;
+    if info.version != expected {
+        let text = changefeed_text(changefeed);
+        return Err(
+            MetadataError::conflict(format!("{text} has version {}, not {expected}", info.version)).into()
+        );
+    }
+    update.validate(&info)?;
+    if let Some(uri) = &update.upstream_uri {
+        update_upstream(tx, &info, uri).await?;
+    }
+    if let Some(uri) = &update.sink_uri {
+        info.sink_uri = uri.clone().or_unmasked_from(&info.sink_uri);
+    }
+    info.target_ts = update.target_ts.unwrap_or(info.target_ts);
+    if let Some(config) = &update.config {
+        info.config = config.clone();
+    }
+    let done = query!(
+        "UPDATE changefeed_info SET sink_uri = ?, target_ts = ?, config = ?, version = version + 1 \
+         WHERE uuid = ? AND version = ?",
+        info.sink_uri.expose(),
+        info.target_ts.0,
+        encode_config(&info.config)?,
+        changefeed.0,
+        expected.0
+    )
+    .execute(&mut **tx)
+    .await?;
+    if done.rows_affected() == 0 {
+        return Err(TxError::Moved("a changefeed"));
+    }
+    info.version = Version(expected.0 + 1);
+    Ok(info)
+}
+
+async fn update_upstream(tx: &mut Tx<'_>, info: &ChangefeedInfo, uri: &SecretUri) -> TxResult<()> {
+    let current = upstream_row(tx, info.upstream).await?;
+    let uri = current.as_ref().map_or_else(|| uri.clone(), |row| uri.clone().or_unmasked_from(&row.uri));
+    if current.is_some_and(|row| row.uri == uri) {
+        return Ok(());
+    }
+    if is_shared(tx, info.upstream, info.uuid).await? {
+        let reason = format!("other changefeeds use upstream {} too", info.upstream);
+        return Err(MetadataError::invalid("upstream_uri", reason).into());
+    }
+    let (endpoints, credentials) = split_uri("upstream_uri", &uri)?;
+    write_upstream(tx, info.upstream, &endpoints, &credentials).await
+}
+
+/// Asks whom a create meets.
+fn read_rivals(new: &NewChangefeed) -> Sql {
+    let mut sql = Sql::new("SELECT ");
+    sql.push(INFO).push(" FROM changefeed_info i WHERE i.client_request_id = ").uuid(new.client_request_id);
+    sql.push(" UNION ALL SELECT ").push(INFO).push(" FROM changefeed_info i WHERE i.removed_marker = 0");
+    sql.push(" AND i.namespace = ").text(new.name.namespace.as_str());
+    sql.push(" AND i.id = ").text(new.name.id.as_str());
+    sql
+}
+
+/// The one that the same request made, or the one that holds the name.
+fn rival(answer: &Answer, new: &NewChangefeed) -> TxResult<Option<ChangefeedInfo>> {
+    let rivals: Vec<ChangefeedInfo> = decode_all(answer.rows::<InfoRow>()?)?;
+    let same_request = rivals.iter().position(|info| info.client_request_id == new.client_request_id);
+    Ok(rivals.into_iter().nth(same_request.unwrap_or(0)))
+}
+
+/// The upstream's key, and whether its row is still to be written.
+async fn choose_upstream(
+    tx: &mut Tx<'_>,
+    revision: Revision,
+    new: &NewChangefeed,
+    columns: &(String, String),
+) -> TxResult<(UpstreamId, bool)> {
+    // A fresh one; should somebody have named this very number, the insert fails and the next revision is another.
+    let Some(id) = new.upstream_id else { return Ok((UpstreamId(revision.0), true)) };
+    match upstream_row(tx, id).await? {
+        None => Ok((id, true)),
+        Some(row) if row.uri == new.upstream_uri => Ok((id, false)),
+        Some(_) if !is_shared(tx, id, ChangefeedUuid(0)).await? => {
+            write_upstream(tx, id, &columns.0, &columns.1).await?;
+            Ok((id, false))
+        }
+        Some(_) => Err(MetadataError::invalid(
+            "upstream_id",
+            format!("upstream {id} has another URI, and other changefeeds use it"),
+        )
+        .into()),
+    }
+}
+
+async fn create(tx: &mut Tx<'_>, authority: Authority, new: &NewChangefeed) -> TxResult<ChangefeedInfo> {
+    let (revision, [rivals]) = fence_lock_reading(tx, authority, [read_rivals(new)]).await?;
+    match rival(&rivals, new)? {
+        Some(info) if info.client_request_id == new.client_request_id => {
+            tx.discard();
+            return Ok(info);
+        }
+        Some(_) => return Err(MetadataError::already_exists(format!("changefeed {}", new.name)).into()),
+        None => {}
+    }
+    let columns = split_uri("upstream_uri", &new.upstream_uri)?;
+    let (upstream, upstream_is_new) = choose_upstream(tx, revision, new, &columns).await?;
+    let uuid = revision.0;
+    // All of it in one round trip, under the fence.
+    let mut sql = Sql::new("");
+    if upstream_is_new {
+        sql.push("INSERT INTO upstream (id, endpoints, credentials) VALUES (").number(upstream.0);
+        sql.push(", ").text(&columns.0).push(", ").text(&columns.1).push("); ");
+    }
+    sql.push("INSERT INTO schedule (changefeed_uuid, owner_state, task_position, revision) VALUES (")
+        .number(uuid);
+    sql.push(", 'removed', ").text(&encode_position("task_position", &new.task_position)?);
+    sql.push(", ").number(revision.0).push("); ");
+    sql.push(
+        "INSERT INTO changefeed_info (uuid, namespace, id, upstream_id, sink_uri, start_ts, target_ts, config, \
+         creator_version, client_request_id) VALUES (",
+    );
+    sql.number(uuid).push(", ").text(new.name.namespace.as_str()).push(", ").text(new.name.id.as_str());
+    sql.push(", ").number(upstream.0).push(", ").text(new.sink_uri.expose());
+    sql.push(", ").number(new.start_ts.0).push(", ").number(new.target_ts.0);
+    sql.push(", ").text(&encode_config(&new.config)?).push(", ").text(&new.creator_version);
+    sql.push(", ").uuid(new.client_request_id).push("); ");
+    sql.push("INSERT INTO changefeed_state (changefeed_uuid, state) VALUES (").number(uuid).push(", ''); ");
+    sql.push("SELECT ").push(INFO).push(" FROM changefeed_info i WHERE i.uuid = ").number(uuid);
+    let row = sql.fetch::<InfoRow>(tx).await?.pop().ok_or(TxError::Moved("a changefeed"))?;
+    Ok(row.try_into()?)
+}
+
+/// Resumes with an operator's explicit new task position.
+async fn overwrite(
+    tx: &mut Tx<'_>,
+    revision: Revision,
+    feed: &Feed,
+    position: &str,
+) -> TxResult<ChangefeedStatus> {
+    let text = || changefeed_text(feed.schedule.changefeed);
+    let stands = matches!(feed.status.state, FeedState::Stopped | FeedState::Failed | FeedState::Finished);
+    if !stands {
+        let to = "a new task position (pause it first)";
+        return Err(MetadataError::transition(text(), feed.status.state, to).into());
+    }
+    if feed.schedule.state != ScheduleState::Removed {
+        let what = format!("the schedule of {}", text());
+        let to = "a new task position (its owner is still stopping)";
+        return Err(MetadataError::transition(what, feed.schedule.state, to).into());
+    }
+    let write =
+        ScheduleWrite { task_position: Some(position.to_owned()), ..ScheduleWrite::of(&feed.schedule) };
+    let mut batch = Batch::default();
+    write_schedules(&mut batch, revision, &[write]);
+    batch.send(tx).await?;
+    apply_event(tx, revision, feed, FeedEvent::Resume, None).await
+}
+
+#[async_trait]
+impl AdminStore for MysqlStore {
+    #[tracing::instrument(name = "admin.create", skip_all, fields(changefeed = %new.name))]
+    async fn changefeed_create(&self, authority: Authority, new: &NewChangefeed) -> Result<ChangefeedInfo> {
+        check_changefeed(new)?;
+        encode_config(&new.config)?;
+        encode_position("task_position", &new.task_position)?;
+        self.runner.tx("admin.create", |tx| Box::pin(async move { create(tx, authority, new).await })).await
+    }
+
+    #[tracing::instrument(name = "admin.update", skip_all, fields(%changefeed))]
+    async fn changefeed_update(
+        &self,
+        changefeed: ChangefeedUuid,
+        expected: Version,
+        update: &ChangefeedUpdate,
+    ) -> Result<ChangefeedInfo> {
+        check_update(update)?;
+        self.runner
+            .tx("admin.update", |tx| {
+                Box::pin(async move {
+                    let (_, feed) = lock_feed(tx, Authority::Operator, changefeed).await?;
+                    check_updatable(&changefeed_text(changefeed), feed.status.state)?;
+                    if feed.schedule.state != ScheduleState::Removed {
+                        let what = format!("the schedule of {}", changefeed_text(changefeed));
+                        let to = "a new configuration (its owner is still stopping)";
+                        return Err(MetadataError::transition(what, feed.schedule.state, to).into());
+                    }
+                    update_info(tx, &feed, expected, update).await
+                })
+            })
+            .await
+    }
+
+    #[tracing::instrument(name = "admin.pause", skip_all, fields(%changefeed))]
+    async fn changefeed_pause(&self, changefeed: ChangefeedUuid) -> Result<ChangefeedStatus> {
+        self.runner
+            .tx("admin.pause", |tx| {
+                Box::pin(async move {
+                    let (revision, feed) = lock_feed(tx, Authority::Operator, changefeed).await?;
+                    apply_event(tx, revision, &feed, FeedEvent::Pause, None).await
+                })
+            })
+            .await
+    }
+
+    #[tracing::instrument(name = "admin.resume", skip_all, fields(%changefeed))]
+    async fn changefeed_resume(
+        &self,
+        changefeed: ChangefeedUuid,
+        overwrite: Option<&ChangefeedProgress>,
+    ) -> Result<ChangefeedStatus> {
+        let position =
+            overwrite.map(|position| encode_position("overwrite_checkpoint_ts", position)).transpose()?;
+        let position = position.as_deref();
+        self.runner
+            .tx("admin.resume", |tx| {
+                Box::pin(async move {
+                    let (revision, feed) = lock_feed(tx, Authority::Operator, changefeed).await?;
+                    match position {
+                        None => apply_event(tx, revision, &feed, FeedEvent::Resume, None).await,
+                        Some(position) => self::overwrite(tx, revision, &feed, position).await,
+                    }
+                })
+            })
+            .await
+    }
+
+    #[tracing::instrument(name = "admin.remove", skip_all, fields(%changefeed))]
+    async fn changefeed_remove(
+        &self,
+        authority: Authority,
+        changefeed: ChangefeedUuid,
+    ) -> Result<ChangefeedStatus> {
+        self.runner
+            .tx("admin.remove", |tx| {
+                Box::pin(async move {
+                    let (revision, feed) = lock_feed(tx, authority, changefeed).await?;
+                    apply_event(tx, revision, &feed, FeedEvent::Remove, None).await
+                })
+            })
+            .await
+    }
+
+    #[tracing::instrument(name = "admin.drain", skip_all, fields(%capture))]
+    async fn capture_drain(&self, capture: CaptureId) -> Result<()> {
+        self.runner
+            .tx("admin.drain", |tx| {
+                Box::pin(async move {
+                    let (revision, state) = lock_capture(tx, Authority::Operator, capture).await?;
+                    match state {
+                        None => return Err(MetadataError::not_found(format!("capture {capture}")).into()),
+                        Some(CaptureState::Alive) => {}
+                        Some(CaptureState::Draining) => {
+                            tx.discard();
+                            return Ok(());
+                        }
+                        Some(CaptureState::Offline) => {
+                            return Err(MetadataError::transition(
+                                format!("capture {capture}"),
+                                CaptureState::Offline,
+                                CaptureState::Draining,
+                            )
+                            .into());
+                        }
+                    }
+                    let done = query!(
+                        "UPDATE capture SET state = 'draining', revision = ?, version = version + 1 \
+                         WHERE id = ? AND state = 'alive'",
+                        revision.0,
+                        capture.to_string()
+                    )
+                    .execute(&mut **tx)
+                    .await?;
+                    if done.rows_affected() == 0 {
+                        return Err(TxError::Moved("a capture"));
+                    }
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    #[tracing::instrument(name = "admin.depose", skip_all)]
+    async fn controller_depose(&self) -> Result<()> {
+        self.runner
+            .tx("admin.depose", |tx| {
+                Box::pin(async move {
+                    fence_lock(tx).await?;
+                    match election_row(tx).await?.leader {
+                        Some(leader) => drop(vacate(tx, leader).await?),
+                        None => tx.discard(),
+                    }
+                    Ok(())
+                })
+            })
+            .await
+    }
+}
