@@ -1,0 +1,170 @@
+//! One changefeed on this capture, with its task.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use metadata_api::model::{
+    BootTime, CaptureId, ChangefeedInfo, ChangefeedProgress, ChangefeedUuid, FeedState, OwnedProgress,
+    OwnerEpoch, OwnerTerm, RunningError, ScheduleState, Ts,
+};
+use metadata_api::store::{OwnerEnd, OwnerRelease};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::entry::{Entry, Outcome, Phase};
+use super::failing::{Failing, Verdict};
+use super::state_report::StateReport;
+use crate::admission::Admission;
+
+/// The task of one launch, from the outside.
+pub(super) struct Running {
+    pub(super) term: OwnerTerm,
+    pub(super) info: Arc<ChangefeedInfo>,
+    pub(super) admission: Admission,
+    pub(super) stop: CancellationToken,
+    pub(super) start: ChangefeedProgress,
+    pub(super) latest: watch::Receiver<ChangefeedProgress>,
+    pub(super) phase: Phase,
+    /// Since when it has been in [`Phase::Fenced`].
+    pub(super) fenced_at: Option<BootTime>,
+}
+
+/// One changefeed on this capture.
+pub(super) struct Feed {
+    pub(super) order: (ScheduleState, OwnerEpoch),
+    pub(super) running: Option<Running>,
+    pub(super) ended: Option<(OwnerEpoch, Outcome)>,
+    pub(super) failure: Option<RunningError>,
+    pub(super) asking: bool,
+    pub(super) unknown_flush: bool,
+    pub(super) retry_at: Option<BootTime>,
+    pub(super) launches: u64,
+    pub(super) state: StateReport,
+    /// The last progress of a task that has ended.
+    progress: Option<(OwnerEpoch, ChangefeedProgress)>,
+    failing: Option<Failing>,
+}
+
+impl Feed {
+    pub(super) fn new(order: (ScheduleState, OwnerEpoch)) -> Self {
+        Self {
+            order,
+            running: None,
+            ended: None,
+            failure: None,
+            asking: false,
+            unknown_flush: false,
+            retry_at: None,
+            launches: 0,
+            state: StateReport::new(FeedState::Uninitialized, None),
+            progress: None,
+            failing: None,
+        }
+    }
+
+    /// Takes in an order; a new epoch begins anew.
+    pub(super) fn take_order(&mut self, order: (ScheduleState, OwnerEpoch)) {
+        if self.order.1 != order.1 {
+            self.retry_at = None;
+            self.failing = None;
+            self.state = StateReport::new(FeedState::Uninitialized, None);
+            self.launches = 0;
+        }
+        self.order = order;
+    }
+
+    /// The part that [`next_step`](super::next_step) decides upon.
+    pub(super) fn entry(&self, now: BootTime) -> Entry {
+        Entry {
+            order: self.order,
+            running: self.running.as_ref().map(|running| (running.term.epoch, running.phase)),
+            ended: self.ended,
+            asking: self.asking,
+            unknown_flush: self.unknown_flush,
+            backing_off: self.retry_at.is_some_and(|at| now < at),
+        }
+    }
+
+    /// The furthest durable progress under `epoch`, if it ran under it here.
+    pub(super) fn progress_under(&self, epoch: OwnerEpoch) -> Option<ChangefeedProgress> {
+        if let Some(running) = &self.running {
+            return (running.term.epoch == epoch).then(|| running.latest.borrow().clone());
+        }
+        self.progress.as_ref().filter(|(made, _)| *made == epoch).map(|(_, progress)| progress.clone())
+    }
+
+    /// The entry for the capture's progress row.
+    pub(super) fn owned_progress(&self) -> Option<OwnedProgress> {
+        let owner_epoch = self.running.as_ref().map_or(self.order.1, |running| running.term.epoch);
+        self.progress_under(owner_epoch).map(|progress| OwnedProgress { owner_epoch, progress })
+    }
+
+    /// Told to stop: no new flush; the one in hand may end and be reported.
+    pub(super) fn drain(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.phase = Phase::Draining;
+            running.admission.close();
+            running.stop.cancel();
+        }
+    }
+
+    /// No flush and no report any more.
+    pub(super) fn fence(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.phase = Phase::Fenced;
+            running.admission.fence();
+            running.stop.cancel();
+        }
+    }
+
+    /// The task has ended. Gives what it was, and whether it had moved since its start.
+    pub(super) fn end(&mut self, outcome: Outcome, failure: Option<RunningError>) {
+        let Some(running) = self.running.take() else { return };
+        let progress = running.latest.borrow().clone();
+        self.failing.take_if(|failing| failing.is_over(progress.checkpoint_ts));
+        self.unknown_flush |= running.admission.outstanding() > 0;
+        self.progress = Some((running.term.epoch, progress));
+        self.ended = Some((running.term.epoch, outcome));
+        self.failure = failure;
+    }
+
+    /// Its task has ended with an error that trying again may mend: when is that, if at all?
+    pub(super) fn verdict(&mut self, now: BootTime, give_up_after: Duration) -> Verdict {
+        let checkpoint = self.progress.as_ref().map_or(Ts(0), |(_, progress)| progress.checkpoint_ts);
+        self.failing.get_or_insert_with(|| Failing::new(now, checkpoint)).verdict(now, give_up_after)
+    }
+
+    /// It stood still because the database was away, not by its own fault.
+    pub(super) fn forgive(&mut self) {
+        self.failing = None;
+    }
+
+    /// It ended by itself, for good: released with this error.
+    pub(super) fn give_up(&mut self, failure: RunningError) {
+        if let Some((_, outcome)) = &mut self.ended {
+            *outcome = Outcome::Failed;
+        }
+        self.failure = Some(failure);
+    }
+
+    /// The last word on the launch of `epoch`.
+    pub(super) fn release(
+        &self,
+        changefeed: ChangefeedUuid,
+        capture: CaptureId,
+        epoch: OwnerEpoch,
+    ) -> OwnerRelease {
+        let end = match (&self.ended, &self.failure) {
+            (Some((ended, Outcome::Finished)), _) if *ended == epoch => Some(OwnerEnd::Finished),
+            (Some((ended, Outcome::Failed)), Some(error)) if *ended == epoch => {
+                Some(OwnerEnd::Failed(error.clone()))
+            }
+            _ => None,
+        };
+        OwnerRelease {
+            term: OwnerTerm { changefeed, capture, epoch },
+            task_position: self.progress_under(epoch),
+            end,
+        }
+    }
+}
