@@ -1,0 +1,7 @@
+//! The `cdc` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cdc::main()
+}

@@ -1,0 +1,75 @@
+//! Where changes come from: the two traits, and the sources that come with this crate.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use capture_runtime::task::{PreparedTask, TaskContext, TaskError, TaskSpec};
+use metadata_api::model::{ChangefeedInfo, ChangefeedProgress, OwnerTerm, UpstreamInfo};
+
+use crate::event::SourceEvent;
+
+pub(crate) mod datagen;
+pub mod mysql;
+
+/// One launch of a changefeed, as a source or sink sees it.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The token of the launch. Sinks name what they write by `term.changefeed` and `term.epoch`.
+    pub term: OwnerTerm,
+    /// Counts the launches under the same term, from 1.
+    pub launch: u64,
+    /// What to do.
+    pub info: Arc<ChangefeedInfo>,
+    /// Where changes come from.
+    pub upstream: UpstreamInfo,
+    /// Where to start: everything at or before `start.checkpoint_ts` is in the sink already.
+    pub start: ChangefeedProgress,
+}
+
+impl From<&TaskContext> for Launch {
+    fn from(context: &TaskContext) -> Self {
+        Self {
+            term: context.term,
+            launch: context.launch,
+            info: Arc::clone(&context.info),
+            upstream: context.upstream.clone(),
+            start: context.start.clone(),
+        }
+    }
+}
+
+/// Knows one kind of source.
+#[async_trait]
+pub trait SourceFactory: Send + Sync + 'static {
+    /// Checks the upstream URI and its parameters, and that the source can be reached and can serve; changes
+    /// nothing there, and does not look at `start_ts`.
+    ///
+    /// # Errors
+    /// [`TaskError`] naming the field, the value (masked) and what would be right.
+    async fn check(&self, spec: &TaskSpec) -> Result<(), TaskError>;
+
+    /// What [`Self::check`] does, and fixes the start.
+    ///
+    /// # Errors
+    /// As above; `CDC:ErrStartTsBeforeGC` when the source cannot serve `start_ts` any more.
+    async fn prepare(&self, spec: &TaskSpec) -> Result<PreparedTask, TaskError>;
+
+    /// Opens the source at `launch.start`.
+    ///
+    /// # Errors
+    /// [`TaskError`].
+    async fn open(&self, launch: &Launch) -> Result<Box<dyn Source>, TaskError>;
+}
+
+/// One open source.
+#[async_trait]
+pub trait Source: Send {
+    /// Waits for the next event. Gives a [`SourceEvent::Resolved`] after each transaction, and while nothing
+    /// happens as often as it safely can.
+    ///
+    /// The future may be dropped when the launch stops; the source is not asked again after that.
+    ///
+    /// # Errors
+    /// [`TaskError`], after which the source is not asked again.
+    async fn next(&mut self) -> Result<SourceEvent, TaskError>;
+}
