@@ -41,6 +41,10 @@ impl Backend for Server {
 /// How long the sessions of a case that ended may stay: a statement that waits for a lock is not ended by its client's end.
 const GONE_WITHIN: Duration = Duration::from_secs(20);
 
+/// How long a call may try again. The cases let eight writers meet at one row on a machine that does much else, and `TiDB`
+/// gives a lock to any of those who wait: the unlucky one of them is to be late, and not to fail.
+const PATIENCE: Duration = Duration::from_mins(1);
+
 /// Takes every table back to what the last migration left.
 const EMPTY: &str = concat!(
     "DELETE FROM capture; DELETE FROM upstream; DELETE FROM changefeed_info; DELETE FROM changefeed_state; \
@@ -69,7 +73,7 @@ impl Schema {
     }
 
     fn options(&self) -> MysqlOptions {
-        MysqlOptions::from_url(&self.store_url).expect("a URL")
+        MysqlOptions::from_url(&self.store_url).expect("a URL").give_up_after(PATIENCE)
     }
 
     fn left_by_another_case(kind: Kind) -> Option<Self> {
