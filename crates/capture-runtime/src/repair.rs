@@ -99,8 +99,7 @@ pub async fn reset(
         labels: [].into(),
         machine_id: String::new(),
     };
-    let tries = || store.capture_register(&me);
-    let term = tries.retry(patient()).when(MetadataError::is_transient).await?;
+    let term = patiently(|| store.capture_register(&me)).await?;
     let done = Reset::begin(&*store, &*clock, term, progress).await;
     let done = match done {
         Ok(mut reset) => {
@@ -111,9 +110,15 @@ pub async fn reset(
         }
         Err(error) => Err(error),
     };
-    let tries = || store.capture_deregister(term);
-    let gone = tries.retry(patient()).when(MetadataError::is_transient).await;
+    let gone = patiently(|| store.capture_deregister(term)).await;
     done.and_then(|report| gone.map(|()| report))
+}
+
+/// Repeats a call of the store while it fails for a reason that passes.
+async fn patiently<T, F: Future<Output = Result<T>>>(
+    call: impl FnMut() -> F,
+) -> Result<T> {
+    call.retry(patient()).when(MetadataError::is_transient).await
 }
 
 fn patient() -> ExponentialBuilder {
@@ -198,8 +203,7 @@ impl<'a, P: FnMut(usize, usize)> Reset<'a, P> {
             let (store, authority) = (self.store, Authority::Controller(self.term));
             stream::iter(batch.iter().copied())
                 .map(|changefeed| async move {
-                    let tries = || store.changefeed_remove(authority, changefeed);
-                    match tries.retry(patient()).when(MetadataError::is_transient).await {
+                    match patiently(|| store.changefeed_remove(authority, changefeed)).await {
                         Err(MetadataError::NotFound { .. }) => Ok(()),
                         removed => removed.map(drop),
                     }
@@ -224,8 +228,7 @@ impl<'a, P: FnMut(usize, usize)> Reset<'a, P> {
             .collect();
         for batch in stopped.chunks(MAX_BATCH) {
             self.renew().await?;
-            let tries = || self.store.changefeed_cleanup(self.term, batch);
-            tries.retry(patient()).when(MetadataError::is_transient).await?;
+            patiently(|| self.store.changefeed_cleanup(self.term, batch)).await?;
         }
         Ok(!stopped.is_empty())
     }
@@ -241,11 +244,10 @@ impl<'a, P: FnMut(usize, usize)> Reset<'a, P> {
         }
         for capture in holders {
             self.renew().await?;
-            let tries = || self.store.capture_deregister(CaptureTerm { capture });
-            tries.retry(patient()).when(MetadataError::is_transient).await?;
+            patiently(|| self.store.capture_deregister(CaptureTerm { capture })).await?;
             loop {
-                let tries = || self.store.capture_release(self.term, capture, MAX_BATCH);
-                let taken = tries.retry(patient()).when(MetadataError::is_transient).await?;
+                let taken =
+                    patiently(|| self.store.capture_release(self.term, capture, MAX_BATCH)).await?;
                 self.renew().await?;
                 if taken < MAX_BATCH {
                     break;

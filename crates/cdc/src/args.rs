@@ -226,6 +226,16 @@ pub struct CliFlags {
 /// What `cdc cli` manages.
 #[derive(Debug, Subcommand)]
 pub enum CliCommand {
+    /// What a server is asked for.
+    #[command(flatten)]
+    Remote(RemoteCommand),
+    /// Repairs on the metadata database itself, without a server; they ask before they do anything
+    Unsafe(UnsafeArgs),
+}
+
+/// What `cdc cli` asks a server for.
+#[derive(Debug, Subcommand)]
+pub enum RemoteCommand {
     /// Changefeeds: replication jobs
     #[command(subcommand)]
     Changefeed(ChangefeedCommand),
@@ -235,8 +245,6 @@ pub enum CliCommand {
     /// Processors: shares of changefeeds on captures
     #[command(subcommand)]
     Processor(ProcessorCommand),
-    /// Repairs on the metadata database itself, without a server; they ask before they do anything
-    Unsafe(UnsafeArgs),
 }
 
 /// `cdc cli changefeed`.

@@ -51,11 +51,11 @@ pub async fn run(
             looked = look(controller, policy, &mut memory, again) => looked,
         };
         match looked {
-            Ok(Again::HandOver) => {
+            Ok(None) => {
                 tracing::info!("this capture drains: handing the office of controller over first");
                 return Ok(());
             }
-            Ok(next) => {
+            Ok(Some(next)) => {
                 failing = false;
                 again = next;
                 useless.set(tokio::time::sleep(USELESS_AFTER));
@@ -98,29 +98,29 @@ enum Again {
     Now,
     /// When a cool-down ends.
     At(BootTime),
-    /// No more: this capture drains, and another one may lead.
-    HandOver,
 }
 
-/// One round. Says when to plan again, even if nothing else changes.
+/// One round. Says when to plan again, even if nothing else changes; `None` when this capture drains, and another one may
+/// lead.
 async fn look(
     controller: &dyn ControllerObservation,
     policy: &PlanPolicy,
     memory: &mut PlanMemory,
     again: Again,
-) -> Result<Again> {
+) -> Result<Option<Again>> {
     let (captures, changed) = controller.refresh_captures().await?;
-    if drains(controller.term().capture, &captures) {
-        return Ok(Again::HandOver);
+    let now = controller.now();
+    memory.hear(&captures, now);
+    if drains(controller.term().capture, &captures, |other| memory.is_heard(other, policy, now)) {
+        return Ok(None);
     }
-    memory.hear(&captures, controller.now());
     let due = match again {
-        Again::Never | Again::HandOver => false,
+        Again::Never => false,
         Again::Now => true,
-        Again::At(at) => controller.now() >= at,
+        Again::At(at) => now >= at,
     };
     if !changed && !due && !controller.has_changed() {
-        return Ok(again);
+        return Ok(Some(again));
     }
     let may_launch = policy.may_launch && controller.may_launch();
     let mut next = Again::Never;
@@ -135,13 +135,15 @@ async fn look(
             break;
         }
     }
-    Ok(if may_launch { next } else { Again::Now })
+    Ok(Some(if may_launch { next } else { Again::Now }))
 }
 
-/// Whether the controller's own capture is to be emptied, and another one can be elected.
-fn drains(own: CaptureId, captures: &[CaptureInfo]) -> bool {
+/// Whether the controller's own capture is to be emptied, and another one, that lives, can be elected.
+fn drains(own: CaptureId, captures: &[CaptureInfo], is_heard: impl Fn(CaptureId) -> bool) -> bool {
     let drains = |capture: &CaptureInfo| capture.id == own && capture.state == CaptureState::Draining;
-    let may_lead = |capture: &CaptureInfo| capture.id != own && capture.state == CaptureState::Alive;
+    let may_lead = |capture: &CaptureInfo| {
+        capture.id != own && capture.state == CaptureState::Alive && is_heard(capture.id)
+    };
     captures.iter().any(drains) && captures.iter().any(may_lead)
 }
 

@@ -16,6 +16,7 @@ use metadata_api::observation::{CaptureObservation, OwnerChange};
 use metadata_api::store::{MAX_BATCH, OwnerRelease};
 use metadata_api::{MetadataError, Result};
 use metrics::{counter, gauge};
+use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +38,8 @@ const FENCED_TICK: Duration = Duration::from_millis(100);
 const STUCK_AFTER: Duration = Duration::from_secs(4);
 /// How long a stop goes on trying to release what has stopped.
 const RELEASE_LIMIT: Duration = Duration::from_secs(10);
+/// How many states are written at a time: a thousand changefeeds may fail in one moment, and the pool has other work.
+const REPORTS_AT_A_TIME: usize = 2;
 /// Before the store is asked again about a launch that it did not confirm.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -72,6 +75,7 @@ struct Manager {
     stopped_since: Option<BootTime>,
     tasks: JoinSet<Event>,
     asks: JoinSet<Event>,
+    reports: Arc<Semaphore>,
     to_launch: BTreeMap<ChangefeedUuid, OwnerEpoch>,
     loading: bool,
     to_release: BTreeMap<ChangefeedUuid, OwnerEpoch>,
@@ -108,6 +112,7 @@ pub(crate) async fn run(
         stopped_since: None,
         tasks: JoinSet::new(),
         asks: JoinSet::new(),
+        reports: Arc::new(Semaphore::new(REPORTS_AT_A_TIME)),
         to_launch: BTreeMap::new(),
         loading: false,
         to_release: BTreeMap::new(),
@@ -599,7 +604,9 @@ impl Manager {
                 && let Some((state, error)) = feed.state.due()
             {
                 let (store, changefeed) = (self.observer.store().clone(), *changefeed);
+                let reports = self.reports.clone();
                 self.asks.spawn(async move {
+                    let _turn = reports.acquire().await;
                     let report = store.owner_transition(term, FeedEvent::Report(state), error);
                     let result = caught("owner.transition", report).await;
                     Event::Reported { changefeed, result: result.map(drop) }

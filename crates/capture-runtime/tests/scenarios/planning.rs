@@ -78,6 +78,18 @@ async fn a_controller_that_drains_itself_hands_the_office_over_first() {
     world.check();
 }
 
+/// Regression: a controller that drained gave the office to whoever had a row, dead or not, and then nobody led: not the dead
+/// one, and not the one that drained.
+#[tokio::test(start_paused = true)]
+async fn a_controller_that_drains_itself_gives_the_office_to_nobody_dead() {
+    let (mut world, _) = World::running(2, 6).await;
+    let leader = world.controller().unwrap();
+    world.processes[1 - leader].kill();
+    world.pass(secs(4)).await;
+    world.store.capture_drain(world.processes[leader].id().unwrap()).await.unwrap();
+    world.throughout("it leads on", secs(60), |world| world.controller() == Some(leader)).await;
+}
+
 /// The last one there is nobody to drain to: it leads on, and its work stays.
 #[tokio::test(start_paused = true)]
 async fn what_may_run_nowhere_else_is_not_drained() {

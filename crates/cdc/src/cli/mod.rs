@@ -9,7 +9,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::api::model;
-use crate::args::{CaptureCommand, CliArgs, CliCommand, CliFlags, Output, ProcessorCommand, UnsafeArgs};
+use crate::args::{
+    CaptureCommand, CliArgs, CliCommand, CliFlags, Output, ProcessorCommand, RemoteCommand, UnsafeArgs,
+};
 use crate::exit::Failure;
 
 mod changefeed;
@@ -85,30 +87,28 @@ impl Context<'_> {
 /// # Errors
 /// What the server refused, or why it could not be asked.
 pub async fn run(args: CliArgs, mut terminal: Terminal<'_>) -> Result<(), Failure> {
-    let args = match args {
-        CliArgs { flags, command: CliCommand::Unsafe(UnsafeArgs { store, command }) } => {
-            return repair::run(&mut terminal, &flags, &store, command).await;
+    let command = match args.command {
+        CliCommand::Remote(command) => command,
+        CliCommand::Unsafe(UnsafeArgs { store, command }) => {
+            return repair::run(&mut terminal, &args.flags, &store, command).await;
         }
-        other => other,
     };
     let client = Client::new(&args.flags)?;
     let mut context = Context { client, flags: args.flags, terminal };
     context.client.handshake().await?;
-    match args.command {
-        CliCommand::Changefeed(command) => changefeed::run(&mut context, command).await,
-        CliCommand::Capture(CaptureCommand::List) => captures(&mut context).await,
-        CliCommand::Capture(CaptureCommand::Drain { id, no_wait, timeout }) => {
+    match command {
+        RemoteCommand::Changefeed(command) => changefeed::run(&mut context, command).await,
+        RemoteCommand::Capture(CaptureCommand::List) => captures(&mut context).await,
+        RemoteCommand::Capture(CaptureCommand::Drain { id, no_wait, timeout }) => {
             drain::run(&mut context, &id, no_wait, Duration::from_secs(timeout)).await
         }
-        CliCommand::Processor(ProcessorCommand::List) => processors(&mut context).await,
-        CliCommand::Processor(ProcessorCommand::Query { capture_id }) => {
+        RemoteCommand::Processor(ProcessorCommand::List) => processors(&mut context).await,
+        RemoteCommand::Processor(ProcessorCommand::Query { capture_id }) => {
             let id = context.changefeed_id()?;
             let path = ["processors", &id, &capture_id];
             let found: model::ProcessorDetail = context.client.get(&path, &context.namespace()).await?;
             context.terminal.json(&found)
         }
-        // Above: it asks no server.
-        CliCommand::Unsafe(_) => Ok(()),
     }
 }
 

@@ -26,6 +26,8 @@ struct Seen {
     /// Its last heartbeat, and the first look that saw it.
     beat: u64,
     heard_at: BootTime,
+    /// Whether its heart was seen to beat at all. The first number says nothing: who left it may be dead.
+    beats: bool,
 }
 
 /// Who is left alone now.
@@ -48,9 +50,16 @@ impl PlanMemory {
             if let Some(seen) = self.captures.get_mut(&capture.id)
                 && seen.beat != capture.heartbeat_seq
             {
-                (seen.beat, seen.heard_at) = (capture.heartbeat_seq, now);
+                (seen.beat, seen.heard_at, seen.beats) = (capture.heartbeat_seq, now, true);
             }
         }
+    }
+
+    /// Whether this controller has seen the capture's heart beat, and not longer than
+    /// [`silent_after`](PlanPolicy::silent_after) ago.
+    pub fn is_heard(&self, capture: CaptureId, policy: &PlanPolicy, now: BootTime) -> bool {
+        let seen = self.captures.get(&capture);
+        seen.is_some_and(|seen| seen.beats && now.since(seen.heard_at) < policy.silent_after)
     }
 
     /// Notes who has joined and who is gone.
@@ -76,7 +85,7 @@ impl PlanMemory {
                 .saturating_mul(2_u32.saturating_pow(before))
                 .min(policy.capture_cooldown_max.max(policy.capture_cooldown));
             let flaps = joins.len() >= policy.flaps;
-            let seen = Seen { calm_at: now + wait, flaps, beat: capture.heartbeat_seq, heard_at: now };
+            let seen = Seen { calm_at: now + wait, flaps, beat: capture.heartbeat_seq, heard_at: now, beats: false };
             self.captures.insert(capture.id, seen);
         }
     }
