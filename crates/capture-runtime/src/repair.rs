@@ -115,9 +115,7 @@ pub async fn reset(
 }
 
 /// Repeats a call of the store while it fails for a reason that passes.
-async fn patiently<T, F: Future<Output = Result<T>>>(
-    call: impl FnMut() -> F,
-) -> Result<T> {
+async fn patiently<T, F: Future<Output = Result<T>>>(call: impl FnMut() -> F) -> Result<T> {
     call.retry(patient()).when(MetadataError::is_transient).await
 }
 
@@ -246,8 +244,7 @@ impl<'a, P: FnMut(usize, usize)> Reset<'a, P> {
             self.renew().await?;
             patiently(|| self.store.capture_deregister(CaptureTerm { capture })).await?;
             loop {
-                let taken =
-                    patiently(|| self.store.capture_release(self.term, capture, MAX_BATCH)).await?;
+                let taken = patiently(|| self.store.capture_release(self.term, capture, MAX_BATCH)).await?;
                 self.renew().await?;
                 if taken < MAX_BATCH {
                     break;

@@ -273,10 +273,14 @@ impl Server {
         };
         self.url = format!("mysql://root@{host}:{port}");
         wait_for_answer(&self.url).await.map_err(|error| error.to_string())?;
-        // Only where the engine runs on this host; elsewhere there is no such address.
-        let direct = match self.container.get_bridge_ip_address().await {
-            Ok(address) => reachable(SocketAddr::new(address, self.kind.port())).await,
-            Err(_) => None,
+        // Only where the engine runs on this host; elsewhere there is no such address. The library looks for the network by
+        // the container's mode, which on some engines is called `default` and its network `bridge`.
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}";
+        let addresses = docker(&["inspect", "--format", format, self.container.id()]);
+        let address = addresses.split_whitespace().find_map(|address| address.parse().ok());
+        let direct = match address {
+            Some(address) => reachable(SocketAddr::new(address, self.kind.port())).await,
+            None => None,
         };
         self.direct_url =
             direct.map_or_else(|| self.url.clone(), |address| format!("mysql://root@{address}"));

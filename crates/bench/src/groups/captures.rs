@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use futures::future::try_join_all;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 
 use super::heartbeat::{BareHeart, Heart};
@@ -28,12 +27,14 @@ pub async fn run(run: &mut Run<'_>) -> Result<()> {
         let bed = run.target.bed().await?;
         let hearts = open(&bed, count).await?;
         bed.copy_tables(&["capture"]).await?;
-        let terms = hearts.iter().map(|heart| heart.term);
-        let bare: Vec<_> = stream::iter(terms.map(|term| BareHeart::new(&bed, term)))
+        let terms: Vec<_> = hearts.iter().map(|heart| heart.term).collect();
+        let mut ours = Lanes::new(hearts, |heart: &mut Heart| heart.beat().boxed());
+        // A server ends a channel that is silent for a minute, as no capture's is.
+        ours.paced(EVERY, EVERY).await?;
+        let bare: Vec<_> = stream::iter(terms.into_iter().map(|term| BareHeart::new(&bed, term)))
             .buffer_unordered(AT_ONCE)
             .try_collect()
             .await?;
-        let mut ours = Lanes::new(hearts, |heart: &mut Heart| heart.beat().boxed());
         let mut bare = Lanes::new(bare, |heart: &mut BareHeart| heart.beat().boxed());
         // The first statement of a connection is prepared; that is not an idle capture's life.
         ours.paced(EVERY, EVERY).await?;
@@ -68,12 +69,9 @@ pub async fn run(run: &mut Run<'_>) -> Result<()> {
 
 /// Registers captures and opens their channels, a few at a time.
 async fn open(bed: &Bed, count: usize) -> Result<Vec<Heart>> {
-    let mut hearts = Vec::with_capacity(count);
-    while hearts.len() < count {
-        let some = AT_ONCE.min(count - hearts.len());
-        hearts.extend(try_join_all((0..some).map(|_| Heart::register(bed))).await?);
-    }
-    Ok(hearts)
+    let store = bed.store().await?;
+    let hearts = stream::iter((0..count).map(|_| Heart::register(&*store)));
+    hearts.buffer_unordered(AT_ONCE).try_collect().await
 }
 
 /// The server's counters at a moment.

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use futures::FutureExt as _;
 use metadata_api::model::CaptureTerm;
-use metadata_api::store::HeartbeatChannel;
+use metadata_api::store::{HeartbeatChannel, MetadataStore};
 
 use super::{Run, new_capture};
 use crate::bed::Bed;
@@ -20,11 +20,10 @@ pub struct Heart {
 }
 
 impl Heart {
-    /// Registers a capture, and opens its channel.
-    pub async fn register(bed: &Bed) -> Result<Self> {
-        let store = bed.store_of(1).await?;
-        let channel = store.heartbeat_channel().await?;
-        Ok(Self { channel, term: store.capture_register(&new_capture()).await?, seq: 0 })
+    /// Registers a capture, and opens its channel: a connection of its own, whoever opens it.
+    pub async fn register(store: &dyn MetadataStore) -> Result<Self> {
+        let term = store.capture_register(&new_capture()).await?;
+        Ok(Self { channel: store.heartbeat_channel().await?, term, seq: 0 })
     }
 
     /// One heartbeat.
@@ -76,9 +75,10 @@ const CONNECTIONS: [usize; 3] = [1, 16, 64];
 pub async fn run(run: &mut Run<'_>) -> Result<()> {
     run.say("opening heartbeat connections");
     let bed = run.target.bed().await?;
+    let store = bed.store().await?;
     let (mut hearts, mut bares) = (Vec::new(), Vec::new());
     for _ in 0..CONNECTIONS.into_iter().max().unwrap_or(0) {
-        hearts.push(Heart::register(&bed).await?);
+        hearts.push(Heart::register(&*store).await?);
     }
     let terms: Vec<CaptureTerm> = hearts.iter().map(|heart| heart.term).collect();
     bed.copy_tables(&["capture"]).await?;

@@ -30,13 +30,15 @@ pub async fn run(run: &mut Run<'_>) -> Result<()> {
     for count in run.scale.idle.clone() {
         run.say(format!("starting {} whole captures", grouped(count)));
         let bed = run.target.bed().await?;
-        let captures: Vec<CaptureObserver> =
-            stream::iter((0..count).map(|_| register(&bed))).buffer_unordered(AT_ONCE).try_collect().await?;
-        let mut lives = JoinSet::new();
-        for capture in captures.clone() {
+        let (mut captures, mut lives) = (Vec::with_capacity(count), JoinSet::new());
+        let mut registered = stream::iter((0..count).map(|_| register(&bed))).buffer_unordered(AT_ONCE);
+        // Each beats at once: who is silent for long after it has registered is dead.
+        while let Some(capture) = registered.try_next().await? {
+            captures.push(capture.clone());
             let callback = controller::callback(PlanPolicy::default());
             lives.spawn(async move { capture.run(callback).await });
         }
+        drop(registered);
         await_all(&captures).await?;
         run.say(format!("{} whole captures idle", grouped(count)));
         let before = Reading::take(run.target).await?;

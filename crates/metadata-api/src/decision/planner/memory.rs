@@ -85,7 +85,8 @@ impl PlanMemory {
                 .saturating_mul(2_u32.saturating_pow(before))
                 .min(policy.capture_cooldown_max.max(policy.capture_cooldown));
             let flaps = joins.len() >= policy.flaps;
-            let seen = Seen { calm_at: now + wait, flaps, beat: capture.heartbeat_seq, heard_at: now, beats: false };
+            let seen =
+                Seen { calm_at: now + wait, flaps, beat: capture.heartbeat_seq, heard_at: now, beats: false };
             self.captures.insert(capture.id, seen);
         }
     }
