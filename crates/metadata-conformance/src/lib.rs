@@ -6,7 +6,8 @@
 //! * [`defects`] - one case for each line of the list of the original's defects that concerns a store,
 //! * [`faults`] - failures before, at and after COMMIT, in every transaction,
 //! * [`concurrency`] - several stores on one database at once,
-//! * [`history`] - random operations, compared with a model,
+//! * [`history`] - random operations, compared with a model of its own,
+//! * [`machine`] - random operations of every kind, compared with the store in memory, and made few when they fail,
 //! * [`concurrent`] - random clients at once, and a checker of what they were told.
 //!
 //! # Testing a store
@@ -37,6 +38,7 @@ pub mod election;
 pub mod faults;
 pub mod harness;
 pub mod history;
+pub mod machine;
 pub mod owner;
 pub mod processor;
 pub mod query;
@@ -234,6 +236,9 @@ macro_rules! conformance_suite {
             history {
                 random_histories_do_what_the_model_says
             }
+            machine {
+                random_operations_do_what_the_model_does
+            }
             concurrent {
                 many_clients_make_a_lawful_history
             }
@@ -272,6 +277,7 @@ mod tests {
             ("election", include_str!("election.rs")),
             ("faults", include_str!("faults.rs")),
             ("history", include_str!("history.rs")),
+            ("machine", include_str!("machine/mod.rs")),
             ("owner", include_str!("owner.rs")),
             ("processor", include_str!("processor.rs")),
             ("query", include_str!("query.rs")),

@@ -62,6 +62,8 @@ pub enum Tamper {
     SetHeartbeats(u64),
     /// Sets the fence row's revision.
     SetRevision(Revision),
+    /// Writes the election row, and the fence row's epoch, as the migrations did: nobody ever campaigned.
+    ResetElection,
 }
 
 /// The database. Clones are the same one.
@@ -165,6 +167,7 @@ impl MemoryCluster {
             }
             Tamper::MakeReadable(table) => drop(tables.corrupt.remove(&table)),
             Tamper::SetRevision(revision) => tables.revision = revision,
+            Tamper::ResetElection => tables.reset_election(),
             Tamper::SetHeartbeats(heartbeat_seq) => {
                 for row in tables.captures.values_mut() {
                     *row = Arc::new(CaptureInfo { heartbeat_seq, ..(**row).clone() });

@@ -146,18 +146,11 @@ pub struct Tables {
 impl Tables {
     /// Freshly migrated.
     pub(crate) fn new(cluster_id: Uuid) -> Self {
-        let election = ElectionRecord {
-            leader: None,
-            epoch: ControllerEpoch(0),
-            lease_seq: 0,
-            cooldown: None,
-            version: Version(1),
-        };
-        Self {
+        let mut tables = Self {
             identity: ClusterIdentity { cluster_id, server_id: String::new() },
             revision: Revision(0),
-            fence: BTreeMap::from([((), Arc::new(ControllerEpoch(0)))]),
-            election: BTreeMap::from([((), Arc::new(election))]),
+            fence: BTreeMap::new(),
+            election: BTreeMap::new(),
             captures: BTreeMap::new(),
             progresses: BTreeMap::new(),
             upstreams: BTreeMap::new(),
@@ -168,7 +161,22 @@ impl Tables {
             owned: BTreeMap::new(),
             corrupt: BTreeSet::new(),
             corrupt_progress: BTreeSet::new(),
-        }
+        };
+        tables.reset_election();
+        tables
+    }
+
+    /// Nobody ever campaigned.
+    pub(crate) fn reset_election(&mut self) {
+        let election = ElectionRecord {
+            leader: None,
+            epoch: ControllerEpoch(0),
+            lease_seq: 0,
+            cooldown: None,
+            version: Version(1),
+        };
+        self.election = BTreeMap::from([((), Arc::new(election))]);
+        self.fence = BTreeMap::from([((), Arc::new(ControllerEpoch(0)))]);
     }
 
     /// The revision of the last transaction that took one.

@@ -52,33 +52,40 @@ impl Database for Db {
         Arc::new(self.0.open_with(MemoryOptions { faults: Some(faults), ..MemoryOptions::default() }))
     }
 
-    /// There is no SQL here: what the suite's statements do is said in the model's own words.
     async fn execute(&self, sql: &str) {
-        let table = |name: &str| {
-            let found = Table::ALL.into_iter().find(|table| table.name() == name);
-            found.unwrap_or_else(|| panic!("no table `{name}`, in `{sql}`"))
-        };
-        let words: Vec<&str> = sql.split_whitespace().collect();
-        let tamper = match words.as_slice() {
-            ["DELETE", "FROM", name] => Tamper::DeleteAll(table(name)),
-            ["UPDATE", "capture", "SET", "heartbeat_seq", "=", value] => {
-                Tamper::SetHeartbeats(value.parse().expect("a number"))
-            }
-            ["UPDATE", "fence", "SET", "revision", "=", "revision", "+", ahead] => {
-                let now = self.0.read(|tables| tables.revision().0);
-                Tamper::SetRevision(Revision(now + ahead.parse::<u64>().expect("a number")))
-            }
-            ["UPDATE", "fence", "SET", "revision", "=", value] => {
-                Tamper::SetRevision(Revision(value.parse().expect("a number")))
-            }
-            ["UPDATE", name @ ("capture" | "changefeed_state"), "SET", "state", "=", _]
-            | ["UPDATE", name @ "progress", "SET", "value", "=", ..] => Tamper::MakeUnreadable(table(name)),
-            _ => panic!("the model does not know `{sql}`"),
-        };
-        self.0.tamper(tamper);
+        for statement in sql.split(';') {
+            self.0.tamper(tamper(&self.0, statement));
+        }
     }
 
     async fn close(self: Box<Self>) {}
+}
+
+/// There is no SQL here: what the suite's statements do is said in the model's own words.
+fn tamper(cluster: &MemoryCluster, statement: &str) -> Tamper {
+    let table = |name: &str| {
+        let found = Table::ALL.into_iter().find(|table| table.name() == name);
+        found.unwrap_or_else(|| panic!("no table `{name}`, in `{statement}`"))
+    };
+    let words: Vec<&str> = statement.split_whitespace().collect();
+    match words.as_slice() {
+        ["DELETE", "FROM", name] => Tamper::DeleteAll(table(name)),
+        ["UPDATE", "capture", "SET", "heartbeat_seq", "=", value] => {
+            Tamper::SetHeartbeats(value.parse().expect("a number"))
+        }
+        ["UPDATE", "fence", "SET", "controller_epoch", "=", "0"]
+        | ["UPDATE", "election", "SET", "leader_id", "=", "NULL,", ..] => Tamper::ResetElection,
+        ["UPDATE", "fence", "SET", "revision", "=", "revision", "+", ahead] => {
+            let now = cluster.read(|tables| tables.revision().0);
+            Tamper::SetRevision(Revision(now + ahead.parse::<u64>().expect("a number")))
+        }
+        ["UPDATE", "fence", "SET", "revision", "=", value] => {
+            Tamper::SetRevision(Revision(value.parse().expect("a number")))
+        }
+        ["UPDATE", name @ ("capture" | "changefeed_state"), "SET", "state", "=", _]
+        | ["UPDATE", name @ "progress", "SET", "value", "=", ..] => Tamper::MakeUnreadable(table(name)),
+        _ => panic!("the model does not know `{statement}`"),
+    }
 }
 
 metadata_conformance::conformance_suite!(Memory);

@@ -7,19 +7,25 @@ use metadata_api::model::{CaptureId, CaptureTerm, ChangefeedUuid, Revision, Vers
 use metadata_api::store::{MetadataStore, PollCursor};
 use uuid::Uuid;
 
+use super::Timeless;
+
 /// Everything readable at some moment: what it is, and its value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dump {
     values: BTreeMap<String, String>,
     versions: BTreeMap<String, Version>,
+    /// Without the database clock's times.
+    timeless: bool,
 }
 
 impl Dump {
-    fn put(&mut self, key: impl Into<String>, value: &impl Debug) {
-        self.values.insert(key.into(), format!("{value:?}"));
+    fn put<T: Timeless>(&mut self, key: impl Into<String>, value: &T) {
+        let text =
+            if self.timeless { format!("{:?}", value.clone().timeless()) } else { format!("{value:?}") };
+        self.values.insert(key.into(), text);
     }
 
-    fn put_row(&mut self, key: impl Into<String>, value: &impl Debug, version: Version) {
+    fn put_row<T: Timeless>(&mut self, key: impl Into<String>, value: &T, version: Version) {
         let key = key.into();
         self.put(key.clone(), value);
         self.versions.insert(key, version);
@@ -77,6 +83,31 @@ pub async fn revision(store: &dyn MetadataStore) -> Revision {
 pub async fn dump_rows(store: &dyn MetadataStore) -> Dump {
     let mut dump = Dump::default();
     dump.put("identity", &store.identity().await.expect("identity"));
+    read_rows(store, &mut dump).await;
+    dump
+}
+
+/// Everything readable that two databases on which the same was done have in common, revisions aside.
+pub async fn dump_timeless(store: &dyn MetadataStore) -> Dump {
+    let mut dump = Dump { timeless: true, ..Dump::default() };
+    read_rows(store, &mut dump).await;
+    dump
+}
+
+/// The part of [`dump_timeless`] that the planner reads, in one statement.
+pub async fn dump_planned(store: &dyn MetadataStore) -> Dump {
+    let mut dump = Dump { timeless: true, ..Dump::default() };
+    read_planned(store, &mut dump).await;
+    dump
+}
+
+async fn read_planned(store: &dyn MetadataStore, dump: &mut Dump) {
+    let snapshot = store.schedule_snapshot().await.expect("schedule_snapshot");
+    dump.put("snapshot captures", &snapshot.captures);
+    dump.put("snapshot changefeeds", &snapshot.changefeeds);
+}
+
+async fn read_rows(store: &dyn MetadataStore, dump: &mut Dump) {
     let election = store.election().await.expect("election");
     dump.put_row("election", &election, election.version);
 
@@ -98,7 +129,7 @@ pub async fn dump_rows(store: &dyn MetadataStore) -> Dump {
     for info in &infos {
         let uuid = info.uuid;
         dump.put_row(format!("changefeed {uuid} info"), info, info.version);
-        dump.put(format!("changefeed {uuid} sink"), &info.sink_uri.expose());
+        dump.put(format!("changefeed {uuid} sink"), &info.sink_uri.expose().to_owned());
         let upstream = store.upstream(info.upstream).await.expect("upstream");
         dump.put(
             format!("upstream {}", info.upstream),
@@ -121,8 +152,5 @@ pub async fn dump_rows(store: &dyn MetadataStore) -> Dump {
     for overview in store.changefeed_overviews(None).await.expect("changefeed_overviews") {
         dump.put(format!("overview {}", overview.info.name), &overview);
     }
-    let snapshot = store.schedule_snapshot().await.expect("schedule_snapshot");
-    dump.put("snapshot captures", &snapshot.captures);
-    dump.put("snapshot changefeeds", &snapshot.changefeeds);
-    dump
+    read_planned(store, dump).await;
 }

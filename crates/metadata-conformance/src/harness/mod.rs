@@ -4,6 +4,7 @@ mod build;
 mod calls;
 mod dump;
 mod refusal;
+mod timeless;
 
 use std::fmt::Write as _;
 use std::panic::AssertUnwindSafe;
@@ -18,9 +19,10 @@ use metadata_api::store::faults::Faults;
 
 pub use build::{Owned, at, attach_target, detach_target, progress_of, running_error, uri};
 pub use calls::{Again, Call, OPENED_BY_OTHERS, READS, WRITES};
-pub use dump::{Dump, dump, dump_rows};
+pub use dump::{Dump, dump, dump_planned, dump_rows, dump_timeless};
 pub use refusal::Refusal;
 pub(crate) use refusal::{assert_refused, refused};
+pub(crate) use timeless::Timeless;
 
 /// How long a case may take before it fails, besides the time that a history is told to take. A case that waits for ever is a failure, not a stuck build.
 const CASE_LIMIT: Duration = Duration::from_mins(2);
@@ -45,7 +47,7 @@ pub trait Database: Send + Sync {
     /// The same, asking `faults` at each point of each transaction.
     async fn open_with(&self, faults: Arc<dyn Faults>) -> Arc<dyn MetadataStore>;
 
-    /// Runs one plain SQL statement behind every store's back, as somebody at a database prompt could.
+    /// Runs plain SQL statements, with `;` between them, behind every store's back, as somebody at a database prompt could.
     async fn execute(&self, sql: &str);
 
     /// Closes and removes the database. Called also after a case that failed.
@@ -91,7 +93,7 @@ impl Cluster {
         self.database.open_with(faults).await
     }
 
-    /// Runs one plain SQL statement behind the stores' back.
+    /// Runs plain SQL statements, with `;` between them, behind the stores' back.
     pub async fn execute(&self, sql: &str) {
         self.database.execute(sql).await;
     }
