@@ -3,10 +3,12 @@
 //! An operation (`op`) names nothing by an id, so that any part of a sequence can be left out; what its symbols stand for
 //! (`names`) is the same on both sides, because the model's clock shows the revision that the store under test has taken, and
 //! all that stores choose are revisions. Each operation is done on the one and then on the other (`apply`). Both must answer
-//! alike, down to the last field but the times of the database's clock, or refuse for the same reason; and afterwards
-//! everything readable must be alike. A refusal takes no revision, and what changed something that others act on takes one.
+//! alike, down to the last field but the times of the database's clock, or refuse for the same reason; then what the planner
+//! reads must be alike, and at the end everything readable. A refusal takes no revision, and what changed something that others act on takes one.
 //!
-//! A sequence that shows a difference is made as short as it can be (proptest) and printed.
+//! A sequence that shows a difference is made as short as it can be (proptest) and printed. A method that is not among the
+//! operations is noticed: [`calls`](crate::harness::WRITES) must list every method, and the tests of the machine want each that
+//! is listed done and refused.
 //!
 //! `CDC_MACHINE_SECONDS` (15 unless told otherwise) is for how long sequences are begun, `CDC_MACHINE_SEED` which comes first.
 
@@ -39,8 +41,8 @@ use apply::Side;
 use names::Names;
 use op::{Op, sequences};
 
-/// The longest sequence, without its beginning.
-const LONGEST: usize = 40;
+/// The longest sequence, in steps of some operations each.
+const LONGEST: usize = 20;
 
 /// At least so many sequences are tried, however slow the store.
 const FEWEST: u64 = 10;
@@ -167,23 +169,19 @@ impl Machine {
     }
 }
 
-/// Does `ops` on both stores, and says at which one they differ, and how. Not `closely`, all rows are compared at the end only.
-async fn compare(
-    c: &Cluster,
-    ops: &[Op],
-    closely: bool,
-    mistake: Mistake,
-    counts: &mut Counts,
-) -> Result<(), String> {
+/// Which operation of a sequence, from 0, went wrong, and how.
+type Difference = (usize, String);
+
+/// Does `ops` on both stores, up to the first difference. All rows are compared at the end, and some of each on the way.
+async fn compare(c: &Cluster, ops: &[Op], mistake: Mistake, counts: &mut Counts) -> Result<(), Difference> {
     let mut machine = Machine::begin(c).await;
     for (n, op) in ops.iter().enumerate() {
-        let all = closely || n + 1 == ops.len();
         let step = tokio::time::timeout(CALL_LIMIT, async {
             machine.step(op, mistake, counts).await?;
-            machine.check_rows(all).await
+            machine.check_rows(n + 1 == ops.len()).await
         });
         let outcome = step.await.unwrap_or_else(|_| Err("it does not end".to_owned()));
-        outcome.map_err(|difference| format!("operation {}, {op:?}:\n{difference}", n + 1))?;
+        outcome.map_err(|difference| (n, difference))?;
     }
     Ok(())
 }
@@ -212,21 +210,33 @@ impl fmt::Display for Failure {
 fn attempt(c: &Cluster, seed: u64, mistake: Mistake, counts: &mut Counts) -> Result<(), Failure> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let config = Config { failure_persistence: None, max_shrink_time: SHRINK_MS, ..Config::default() };
+    let config = Config {
+        failure_persistence: None,
+        max_shrink_time: SHRINK_MS,
+        // (`u32::MAX` would be proptest's word for few.)
+        max_shrink_iters: u32::MAX - 1,
+        ..Config::default()
+    };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let tree = sequences(LONGEST).new_tree(&mut runner).expect("nothing is filtered");
-    let (counts, failed) = (RefCell::new(counts), Cell::new(false));
+    // What comes after the operation that went wrong does not matter, and what was tried is not tried again.
+    let (length, mut tried) = (Cell::new(usize::MAX), BTreeMap::new());
+    let state = RefCell::new((counts, &mut tried));
     let outcome = runner.run_one(tree, |ops| {
-        let mut counts = counts.borrow_mut();
-        let compared = Box::pin(compare(c, &ops, failed.get(), mistake, &mut counts));
-        Handle::current().block_on(compared).map_err(|difference| {
-            failed.set(true);
+        let ops = &ops[..ops.len().min(length.get())];
+        let (counts, tried) = &mut *state.borrow_mut();
+        let outcome = tried
+            .entry(format!("{ops:?}"))
+            .or_insert_with(|| Handle::current().block_on(Box::pin(compare(c, ops, mistake, counts))));
+        outcome.clone().map_err(|(n, difference)| {
+            length.set(n + 1);
             TestCaseError::fail(difference)
         })
     });
     match outcome {
         Ok(_) => Ok(()),
-        Err(TestError::Fail(difference, ops)) => {
+        Err(TestError::Fail(difference, mut ops)) => {
+            ops.truncate(length.get());
             Err(Failure { seed, ops, difference: difference.message().to_owned() })
         }
         Err(TestError::Abort(reason)) => panic!("CDC_MACHINE_SEED={seed}: {reason}"),

@@ -274,7 +274,7 @@ fn beginning() -> Vec<Op> {
 /// Sequences of up to `longest` steps, most of them after the beginning of a cluster. Every part of one can be left out.
 pub(super) fn sequences(longest: usize) -> impl Strategy<Value = Vec<Op>> {
     let begun = prop_oneof![4 => mostly_all(beginning()), 1 => Just(Vec::new())];
-    let step = prop_oneof![4 => op().prop_map(|op| vec![op]).boxed(), 1 => life().boxed()];
+    let step = prop_oneof![2 => op().prop_map(|op| vec![op]).boxed(), 1 => life().boxed()];
     (begun, vec(step, 1..=longest)).prop_map(|(begun, then)| {
         let then = then.into_iter().flatten();
         begun.into_iter().chain(then).collect()
@@ -290,75 +290,75 @@ fn mostly_all(ops: Vec<Op>) -> impl Strategy<Value = Vec<Op>> {
 
 // What is large is boxed: a tree of everything would not fit on a test's stack.
 
-/// What follows one from the other, and seldom would by chance.
+/// What follows one from the other, and seldom would by chance. The last of each may be by a token that is over.
 fn life() -> impl Strategy<Value = Vec<Op>> {
-    (0..5_u8, one(), place(), place(), change(), event()).prop_flat_map(
-        |(which, feed, on, other, change, event)| {
-            let expected = Expected::AsItIs;
-            let current = |place| Ref { place, ago: 0 };
-            let launch = Op::OwnerSet {
-                by: 0,
-                targets: vec![Target {
-                    feed,
-                    state: ScheduleState::Launched,
-                    on: Some(current(on)),
-                    expected,
-                }],
-            };
-            let attach = |capture, state| Op::ProcessorSet {
-                by: 0,
-                feed,
-                targets: vec![Attachment { on: current(capture), state, expected, carries: 0 }],
-            };
-            let release = Op::OwnerRelease(vec![Release { owner: feed, position: None, end: End::Stopped }]);
-            mostly_all(match which {
-                0 => vec![
-                    launch,
-                    attach(other, ScheduleState::Launched),
-                    Op::Assign { owner: feed, seen: Seen::Every, to: vec![current(other)], carries: 1 },
-                    Op::ProcessorRelease { feed: feed.place, capture: other, ago: feed.ago },
-                    attach(other, ScheduleState::Launched),
-                    attach(other, ScheduleState::Removing),
-                ],
-                1 => vec![
-                    launch,
-                    Op::Pause(feed),
-                    Op::OwnerUpdate { owner: feed, expected, change },
-                    release,
-                    Op::Update { feed, expected, change },
-                    Op::Resume { feed, overwrite: None },
-                ],
-                2 => vec![
-                    Op::Remove { by: By::Controller(0), feed },
-                    release,
-                    Op::Cleanup { by: 0, targets: vec![(feed, expected)] },
-                    Op::Create { by: By::Operator, place: feed.place, creation: Creation::Plain },
-                ],
-                3 => vec![
-                    launch,
-                    attach(on, ScheduleState::Launched),
-                    Op::Seal { by: 0, capture: current(on), judged: Number::Next },
-                    Op::CaptureRelease { by: 0, capture: current(on), limit: 1 },
-                    Op::CaptureDelete { by: 0, capture: current(on) },
-                    Op::Register { place: on, anew: true, without_address: false },
-                ],
-                _ => vec![
-                    launch,
-                    Op::Advance {
-                        capture: current(on),
-                        number: Number::Next,
-                        entries: vec![Entry { owner: feed, at: 30 }],
-                    },
-                    Op::Transition { owner: feed, event, error: true },
-                    release,
-                ],
-            })
-        },
-    )
+    let who = (place(), place(), place(), ago());
+    (0..5_u8, who, change(), event(), release()).prop_flat_map(|(which, who, change, event, last)| {
+        let (feed, on, other, ago) = who;
+        let expected = Expected::AsItIs;
+        let [feed, on, other] = [feed, on, other].map(|place| Ref { place, ago: 0 });
+        let launch = Op::OwnerSet {
+            by: 0,
+            targets: vec![Target { feed, state: ScheduleState::Launched, on: Some(on), expected }],
+        };
+        let attach = |on, state| Op::ProcessorSet {
+            by: 0,
+            feed,
+            targets: vec![Attachment { on, state, expected, carries: 0 }],
+        };
+        let detached = |ago| Op::ProcessorRelease { feed: feed.place, capture: other.place, ago };
+        let released = |ago| Op::OwnerRelease(vec![Release { owner: Ref { ago, ..feed }, ..last }]);
+        mostly_all(match which {
+            0 => vec![
+                launch,
+                attach(other, ScheduleState::Launched),
+                Op::Assign { owner: feed, seen: Seen::Every, to: vec![other], carries: 1 },
+                detached(0),
+                attach(other, ScheduleState::Launched),
+                detached(ago),
+                attach(other, ScheduleState::Removing),
+            ],
+            1 => vec![
+                launch,
+                Op::Pause(feed),
+                Op::OwnerUpdate { owner: feed, expected, change },
+                released(0),
+                Op::Update { feed, expected, change },
+                Op::Resume { feed, overwrite: last.position },
+            ],
+            2 => vec![
+                Op::Remove { by: By::Controller(0), feed },
+                released(0),
+                Op::Cleanup { by: 0, targets: vec![(feed, expected)] },
+                Op::Create { by: By::Operator, place: feed.place, creation: Creation::Plain },
+            ],
+            3 => vec![
+                launch,
+                attach(on, ScheduleState::Launched),
+                Op::Seal { by: 0, capture: on, judged: Number::Next },
+                Op::CaptureRelease { by: 0, capture: on, limit: 1 },
+                Op::CaptureDelete { by: 0, capture: on },
+                Op::Register { place: on.place, anew: true, without_address: false },
+            ],
+            _ => vec![
+                launch.clone(),
+                Op::Advance {
+                    capture: on,
+                    number: Number::Next,
+                    entries: vec![Entry { owner: feed, at: 30 }],
+                },
+                Op::Transition { owner: feed, event, error: true },
+                released(0),
+                Op::Resume { feed, overwrite: None },
+                launch,
+                released(ago),
+            ],
+        })
+    })
 }
 
 fn ago() -> impl Strategy<Value = Ago> + Clone {
-    prop_oneof![12 => Just(0), 1 => Just(1), 1 => Just(2)]
+    prop_oneof![8 => Just(0), 2 => Just(1), 1 => Just(2)]
 }
 
 fn place() -> impl Strategy<Value = u8> + Clone {
