@@ -6,9 +6,10 @@ use std::sync::Arc;
 use chrono::DateTime;
 use metadata_api::MetadataError;
 use metadata_api::model::{
-    CaptureId, CaptureTerm, ChangefeedUpdate, ChangefeedUuid, ClusterIdentity, ControllerEpoch,
-    ElectionRecord, NewCapture, NewChangefeed, OwnerTerm, ProcessorAssignment, ProcessorTarget,
-    ReplicaConfig, Revision, RunningError, ScheduleState, ScheduleTarget, Ts, UpstreamId, Version,
+    CaptureId, CaptureTerm, ChangefeedProgress, ChangefeedUpdate, ChangefeedUuid, ClusterIdentity,
+    ControllerEpoch, ElectionRecord, NewCapture, NewChangefeed, OwnerEpoch, OwnerTerm, ProcessorAssignment,
+    ProcessorTarget, ReplicaConfig, Revision, RunningError, ScheduleState, ScheduleTarget, Ts, UpstreamId,
+    Version,
 };
 use metadata_api::store::{
     HeartbeatChannel, MetadataStore, OwnerEnd, OwnerRelease, PollAnswer, PollCursor, WatchChannel,
@@ -416,14 +417,11 @@ fn running_error(code: &str) -> RunningError {
     }
 }
 
-fn position(n: u8) -> metadata_api::model::ChangefeedProgress {
+fn position(n: u8) -> ChangefeedProgress {
     at(90 + u64::from(n))
 }
 
-fn reported(
-    names: &Names,
-    entry: Entry,
-) -> (ChangefeedUuid, metadata_api::model::OwnerEpoch, metadata_api::model::ChangefeedProgress) {
+fn reported(names: &Names, entry: Entry) -> (ChangefeedUuid, OwnerEpoch, ChangefeedProgress) {
     let term = names.owner(entry.owner);
     (term.changefeed, term.epoch, position(entry.at))
 }

@@ -166,7 +166,7 @@ pub(super) fn expected_version(expected: Expected, now: Option<Version>) -> Opti
 
 /// The same where a version must be given.
 pub(super) fn some_version(expected: Expected, now: Option<Version>) -> Version {
-    expected_version(expected, now).unwrap_or(Version(if expected == Expected::Nothing { 0 } else { 1 }))
+    expected_version(expected, now).unwrap_or(Version(u64::from(expected != Expected::Nothing)))
 }
 
 /// The version of a changefeed's schedule in the model.

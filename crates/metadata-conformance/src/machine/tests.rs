@@ -23,7 +23,9 @@ impl Database for Memory {
 
     async fn execute(&self, sql: &str) {
         assert_eq!(sql, EMPTY, "nothing else is asked for");
-        Table::ALL[2..].iter().for_each(|table| self.0.tamper(Tamper::DeleteAll(*table)));
+        for table in &Table::ALL[2..] {
+            self.0.tamper(Tamper::DeleteAll(*table));
+        }
         self.0.tamper(Tamper::ResetElection);
     }
 
@@ -71,7 +73,9 @@ fn is_found(longest: usize, mistake: Mistake) {
 fn a_store_that_takes_an_old_owner_for_the_new_one_is_found() {
     is_found(8, |op| match op.clone() {
         Op::OwnerRelease(mut releases) => {
-            releases.iter_mut().for_each(|release| release.owner.ago = 0);
+            for release in &mut releases {
+                release.owner.ago = 0;
+            }
             Op::OwnerRelease(releases)
         }
         other => other,
@@ -82,7 +86,9 @@ fn a_store_that_takes_an_old_owner_for_the_new_one_is_found() {
 fn a_store_that_checks_no_version_is_found() {
     is_found(5, |op| match op.clone() {
         Op::OwnerSet { by, mut targets } => {
-            targets.iter_mut().for_each(|target| target.expected = Expected::AsItIs);
+            for target in &mut targets {
+                target.expected = Expected::AsItIs;
+            }
             Op::OwnerSet { by, targets }
         }
         other => other,
