@@ -370,6 +370,16 @@ pub async fn a_remove_in_every_state(c: &Cluster) {
     }
 }
 
+/// What nobody runs is removed, and its name freed, in one write of each of its rows: their versions say how often they changed.
+pub async fn a_remove_writes_each_row_once(c: &Cluster) {
+    let made = c.create("remove-once").await;
+    let before = c.dump().await;
+    c.store.changefeed_remove(Authority::Operator, made.uuid).await.unwrap();
+    assert_eq!(before.written_twice(&c.dump().await), [""; 0]);
+    assert_eq!(c.info(made.uuid).await.version, Version(made.version.0 + 1));
+    c.create("remove-once").await;
+}
+
 /// A name is taken while the owner stops, free when it has stopped, and then anybody's; uuids are never used again.
 pub async fn a_name_is_free_when_its_owner_has_stopped(c: &Cluster) {
     let o = c.owned("name").await;

@@ -182,6 +182,7 @@ macro_rules! conformance_suite {
                 a_resume_does_not_stop_a_stop
                 an_overwrite_sets_the_task_position
                 a_remove_in_every_state
+                a_remove_writes_each_row_once
                 a_name_is_free_when_its_owner_has_stopped
                 a_draining_capture_gets_no_new_work
                 deposing_ends_the_controllers_term

@@ -114,10 +114,7 @@ impl AdminStore for MemoryStore {
             if schedule.state == ScheduleState::Launched {
                 tx.start_removing(&schedule, revision);
             }
-            tx.note_removal(changefeed)?;
-            if schedule.state == ScheduleState::Removed {
-                tx.free_name(changefeed)?;
-            }
+            tx.note_removal(&schedule)?;
             tx.write_status(next_status(&status, FeedEvent::Remove, state, None))
         })
         .await

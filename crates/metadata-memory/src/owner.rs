@@ -46,7 +46,7 @@ impl OwnerStore for MemoryStore {
                 tx.start_removing(&schedule, revision);
             }
             if state == FeedState::Removed {
-                tx.note_removal(term.changefeed)?;
+                tx.note_removal(&schedule)?;
             }
             tx.write_status(new)
         })

@@ -177,11 +177,13 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
-    /// Notes when the removal was asked, once.
-    pub(crate) fn note_removal(&mut self, changefeed: ChangefeedUuid) -> Result<()> {
+    /// Notes when the removal was asked, once. The name is free at once when nobody runs what it names.
+    pub(crate) fn note_removal(&mut self, schedule: &ChangefeedSchedule) -> Result<()> {
+        let changefeed = schedule.changefeed;
         let mut row = self.info(changefeed)?;
         if row.info.removed_at.is_none() {
             row.info.removed_at = Some(self.now);
+            row.name_freed = schedule.state == ScheduleState::Removed;
             row.info.version = next(row.info.version);
             self.put_info(changefeed, row);
         }

@@ -16,8 +16,8 @@ use crate::capture::capture_state;
 use crate::rows::{info_query, ordered, stored};
 use crate::tx::{Tx, TxResult};
 use crate::writes::{
-    check_at_rest, expect_rows, free_names, no_changefeed, note_removal, replace_upstream, start_removing,
-    state_of, update_info, used_by_others, write_status,
+    check_at_rest, expect_rows, no_changefeed, note_removal, replace_upstream, start_removing, state_of,
+    update_info, used_by_others, write_status,
 };
 use crate::{election, fence, query};
 
@@ -132,10 +132,7 @@ impl AdminStore for SqliteStore {
                 if schedule.state == ScheduleState::Launched {
                     start_removing(tx, &schedule, revision).await?;
                 }
-                note_removal(tx, changefeed).await?;
-                if schedule.state == ScheduleState::Removed {
-                    free_names(tx, &[changefeed]).await?;
-                }
+                note_removal(tx, &schedule).await?;
                 let new = next_status(&status, FeedEvent::Remove, next, None);
                 write_status(tx, &status, new).await
             })

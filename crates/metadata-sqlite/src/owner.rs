@@ -55,7 +55,7 @@ impl OwnerStore for SqliteStore {
                     start_removing(tx, &schedule, revision).await?;
                 }
                 if next == FeedState::Removed {
-                    note_removal(tx, term.changefeed).await?;
+                    note_removal(tx, &schedule).await?;
                 }
                 write_status(tx, &status, new).await
             })

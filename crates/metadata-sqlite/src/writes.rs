@@ -78,13 +78,16 @@ pub(crate) async fn start_removing(
     Ok(expect_rows(&done, 1, "schedule")?)
 }
 
-/// Notes when the removal was asked, once.
-pub(crate) async fn note_removal(tx: &mut Tx<'_>, changefeed: ChangefeedUuid) -> TxResult<()> {
-    let uuid = stored(changefeed.0);
+/// Notes when the removal was asked, once. The name is free at once when nobody runs what it names.
+pub(crate) async fn note_removal(tx: &mut Tx<'_>, schedule: &ChangefeedSchedule) -> TxResult<()> {
+    let uuid = stored(schedule.changefeed.0);
+    let marker = if schedule.state == ScheduleState::Removed { uuid } else { 0 };
     sqlx::query!(
         "UPDATE changefeed_info
-         SET removed_at = strftime('%Y-%m-%d %H:%M:%f', 'now'), version = version + 1, update_at = CURRENT_TIMESTAMP
+         SET removed_at = strftime('%Y-%m-%d %H:%M:%f', 'now'), removed_marker = ?, version = version + 1,
+             update_at = CURRENT_TIMESTAMP
          WHERE uuid = ? AND removed_at IS NULL",
+        marker,
         uuid
     )
     .execute(tx.db())
