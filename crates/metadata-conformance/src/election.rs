@@ -1,6 +1,6 @@
 //! `ElectionStore`: who is controller.
 
-use metadata_api::model::{CaptureId, CaptureTerm, ControllerEpoch, ControllerTerm, ElectionRecord};
+use metadata_api::model::{CaptureId, CaptureTerm, ControllerEpoch, ControllerTerm, ElectionRecord, Version};
 
 use crate::harness::{Cluster, Refusal};
 
@@ -102,6 +102,26 @@ pub async fn resigning_ends_the_term(c: &Cluster) {
     assert_fenced_everywhere(c, term).await;
     // Not even with the epoch that the fence has meanwhile.
     assert_fenced_everywhere(c, ControllerTerm { epoch: ControllerEpoch(0), ..term }).await;
+}
+
+/// The lease sequence moves with renewals and acquisitions, and stays when the lease is given back or taken away.
+pub async fn a_vacant_lease_keeps_its_sequence(c: &Cluster) {
+    for deposed in [false, true] {
+        let term = c.controller().await;
+        let held = c.store.election().await.unwrap();
+        if deposed {
+            c.store.controller_depose().await.unwrap();
+        } else {
+            c.store.election_resign(term).await.unwrap();
+        }
+        let vacant = ElectionRecord {
+            leader: None,
+            cooldown: Some(term.capture),
+            version: Version(held.version.0 + 1),
+            ..held
+        };
+        assert_eq!(c.store.election().await.unwrap(), vacant);
+    }
 }
 
 /// Cooldown is a hint: the acquisition clears it, and the one that it names may campaign too.

@@ -75,6 +75,7 @@ macro_rules! conformance_suite {
                 only_an_alive_capture_is_elected
                 a_lost_acquisition_is_taken_again
                 resigning_ends_the_term
+                a_vacant_lease_keeps_its_sequence
                 an_acquisition_clears_the_cooldown
                 only_the_current_term_resigns
                 epoch_zero_is_nobodys

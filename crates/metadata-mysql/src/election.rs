@@ -22,7 +22,7 @@ use crate::tx::Tx;
 pub(crate) async fn vacate(tx: &mut Tx<'_>, leader: CaptureId) -> TxResult<bool> {
     let id = leader.to_string();
     let done = query!(
-        "UPDATE election SET leader_id = NULL, lease_seq = lease_seq + 1, cooldown = ?, version = version + 1 \
+        "UPDATE election SET leader_id = NULL, cooldown = ?, version = version + 1 \
          WHERE id = 1 AND leader_id = ?",
         id,
         id
