@@ -335,6 +335,7 @@ fn life() -> impl Strategy<Value = Vec<Op>> {
             3 => vec![
                 launch,
                 attach(on, ScheduleState::Launched),
+                Op::Seal { by: 0, capture: on, judged: Number::Same },
                 Op::Seal { by: 0, capture: on, judged: Number::Next },
                 Op::CaptureRelease { by: 0, capture: on, limit: 1 },
                 Op::CaptureDelete { by: 0, capture: on },
