@@ -441,7 +441,13 @@ mod tests {
             "cdc cli -k ns -c x --server http://h:1 changefeed pause",
         ] {
             let args = cli(line);
-            assert!(matches!(args.command, CliCommand::Changefeed(ChangefeedCommand::Pause)), "{line}");
+            assert!(
+                matches!(
+                    args.command,
+                    CliCommand::Remote(RemoteCommand::Changefeed(ChangefeedCommand::Pause))
+                ),
+                "{line}"
+            );
             let flags = args.flags;
             assert_eq!(
                 (flags.server.as_str(), flags.changefeed_id.as_str(), flags.namespace.as_str()),
