@@ -2,9 +2,10 @@
 
 use metadata_api::model::{ChangefeedUpdate, FeedState, ScheduleState, SecretUri, Ts, Version};
 use metadata_api::observation::{CaptureObservation as _, ChangefeedAdmin as _};
+use metadata_memory::{Conditions, Lane};
 
 use super::{ms, secs};
-use crate::world::{Behaviour, Incident, START, World};
+use crate::world::{Behaviour, Incident, START, World, healthy};
 
 #[tokio::test(start_paused = true)]
 async fn a_task_that_fails_is_pending_then_warning_then_normal() {
@@ -30,6 +31,21 @@ async fn a_task_that_fails_is_pending_then_warning_then_normal() {
     let launches = world.outside.launches_of(feed);
     assert!(launches.iter().all(|launched| launched.term.epoch == epoch), "it is the same term");
     assert_eq!(launches.last().unwrap().launch, 4);
+}
+
+/// Regression: a capture whose changefeeds all failed in one moment asked for as many connections to say so.
+#[tokio::test(start_paused = true)]
+async fn many_failures_at_once_are_reported_by_turns() {
+    let (world, feeds) = World::running(1, 30).await;
+    world.processes[0].link.set(Lane::Pool, Conditions { there: ms(300), ..healthy() });
+    for feed in &feeds {
+        world.outside.incident(*feed, Incident::FailsRetryably);
+    }
+    let pending =
+        |world: &World| feeds.iter().filter(|feed| world.state(**feed) == Some(FeedState::Pending)).count();
+    world.until("the first says so", secs(8), |world| pending(world) > 0).await;
+    assert!(pending(&world) <= 2, "{} were written at a time", pending(&world));
+    world.until("all say so", secs(8), |world| pending(world) == feeds.len()).await;
 }
 
 #[tokio::test(start_paused = true)]
