@@ -30,6 +30,12 @@ struct Seen {
     beats: bool,
 }
 
+impl Seen {
+    fn is_silent(&self, policy: &PlanPolicy, now: BootTime) -> bool {
+        now.since(self.heard_at) >= policy.silent_after
+    }
+}
+
 /// Who is left alone now.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Calm {
@@ -59,7 +65,7 @@ impl PlanMemory {
     /// [`silent_after`](PlanPolicy::silent_after) ago.
     pub fn is_heard(&self, capture: CaptureId, policy: &PlanPolicy, now: BootTime) -> bool {
         let seen = self.captures.get(&capture);
-        seen.is_some_and(|seen| seen.beats && now.since(seen.heard_at) < policy.silent_after)
+        seen.is_some_and(|seen| seen.beats && !seen.is_silent(policy, now))
     }
 
     /// Notes who has joined and who is gone.
@@ -113,7 +119,7 @@ impl PlanMemory {
         let mut ends = Vec::new();
         for (id, seen) in &self.captures {
             let joined = now < seen.calm_at;
-            let silent = now.since(seen.heard_at) >= policy.silent_after;
+            let silent = seen.is_silent(policy, now);
             if joined || silent {
                 calm.unsettled.insert(*id);
                 // Who is silent may be heard at any time.
