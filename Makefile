@@ -68,6 +68,7 @@ lint: ## format, clippy, docs, shell scripts, licences; warnings are errors
 deny: ## licences, sources and duplicate versions of what we depend on
 	@command -v cargo-deny >/dev/null || test -x $(CACHE)/tools/bin/cargo-deny \
 		|| $(CARGO) install cargo-deny --locked --quiet --root $(CACHE)/tools
+	$(CARGO) fetch --locked --quiet # crates of other platforms too, which no build here has fetched
 	PATH="$(CACHE)/tools/bin:$$PATH" $(CARGO) deny --offline --log-level error check bans licenses sources
 
 fmt: ## format everything
