@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cdc::api::model::ChangefeedConfig;
-use metadata_api::model::{ChangefeedUuid, OwnerEpoch, Ts};
+use metadata_api::model::{ChangefeedUuid, Ts};
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Opts};
 use replicator::canal_json::bytes_from_text;
-use replicator::reader;
 use replicator::reader::replay::{Key, Replay, ReplayedRow};
+use replicator::reader::{self, Author};
 use serde_json::json;
 use url::Url;
 
@@ -101,6 +101,12 @@ async fn the_files_are_the_tables_although_owners_are_killed(kind: Kind) {
         let body = changefeed(&cluster, &source, n, rules);
         cluster.create(&cluster.client(n), &body).await.unwrap();
     }
+    // The same tables once more, on all three.
+    let mut split = changefeed(&cluster, &source, 3, &["*"]);
+    if let Some(config) = &mut split.replica_config {
+        config.insert("placement".to_owned(), json!({"max_processors": 3}));
+    }
+    cluster.create(&cluster.client(0), &split).await.unwrap();
     cluster.balanced().await;
     cluster.all_move().await;
 
@@ -132,14 +138,21 @@ async fn the_files_are_the_tables_although_owners_are_killed(kind: Kind) {
     cluster.caught_up(end_ms).await;
 
     let overviews = cluster.stop().await;
-    let (mut replay, mut counts) = (Replay::default(), Counts::default());
-    for of in &overviews {
-        read(&cluster, of.info.uuid, &mut replay, &mut counts);
-    }
-    say(&format!("measured: binlog to files: {} lines, {counts:?} ({kind})", replay.line_count()));
-    assert!(counts.inserts > 0 && counts.updates > 0 && counts.deletes > 0 && counts.greatest >= MANY);
-    for table in tables() {
-        compare(&source, &table, replay.rows(&schema(&source), table.name)).await;
+    let (split, whole): (Vec<_>, Vec<_>) =
+        overviews.iter().partition(|of| of.info.name.id.as_str() == split.changefeed_id);
+    for (what, feeds) in [("whole", whole), ("on three captures", split)] {
+        let (mut replay, mut counts) = (Replay::default(), Counts::default());
+        for of in feeds {
+            read(&cluster, of.info.uuid, &mut replay, &mut counts);
+        }
+        say(&format!(
+            "measured: binlog to files, {what}: {} lines, {counts:?} ({kind})",
+            replay.line_count()
+        ));
+        assert!(counts.inserts > 0 && counts.updates > 0 && counts.deletes > 0 && counts.greatest >= MANY);
+        for table in tables() {
+            compare(&source, &table, replay.rows(&schema(&source), table.name)).await;
+        }
     }
     test_servers::drop_database(&source).await;
     cluster.store.close().await;
@@ -305,23 +318,21 @@ struct Counts {
     greatest: u64,
 }
 
-/// Replays all files of one changefeed; within an epoch no commit comes before an earlier one.
+/// Replays all files of one changefeed; of one author no commit comes before an earlier one.
 fn read(cluster: &Cluster, uuid: ChangefeedUuid, replay: &mut Replay, counts: &mut Counts) {
-    let mut last = (OwnerEpoch(0), Ts::ZERO);
+    let mut last: Option<(Author, Ts)> = None;
     let mut rows = 0;
     for line in reader::lines(&reader::changefeed_dir(&cluster.out(), uuid)).expect("files") {
         let line = line.expect("a line");
         replay.apply(&line).expect("it can be replayed");
         let message = line.message().expect("canal-json");
         let ts = message.commit_ts();
-        assert!(
-            line.epoch != last.0 || ts >= last.1,
-            "{uuid}: {ts} after {} in epoch {}",
-            last.1,
-            line.epoch
-        );
-        rows = if (line.epoch, ts) == last { rows + 1 } else { 1 };
-        last = (line.epoch, ts);
+        if let Some((author, before)) = &last {
+            assert!(*author != line.author || ts >= *before, "{uuid}: {ts} after {before} of {author}");
+        }
+        let now = Some((line.author, ts));
+        rows = if now == last { rows + 1 } else { 1 };
+        last = now;
         counts.greatest = counts.greatest.max(rows);
         match message.kind.as_str() {
             "INSERT" => counts.inserts += 1,

@@ -11,6 +11,7 @@
 //! | [`stopped`] | an owner is stopped for half a minute, and goes on |
 //! | [`restart`] | a server is killed and started again in the same place |
 //! | [`rolling`] | every server is told to stop and started again in turn, under load; one is drained |
+//! | [`split`] | captures that carry a part of a changefeed's tables are killed, and told to stop |
 //! | [`outage`] | the metadata database does not answer, for a short and for a long time |
 //! | [`binlog`] | owners are killed while `MySQL`'s binlog goes into files |
 //! | [`bad_input`] | it is asked what it must refuse, and started where it must not |
@@ -38,4 +39,5 @@ mod outage;
 mod repair;
 mod restart;
 mod rolling;
+mod split;
 mod stopped;

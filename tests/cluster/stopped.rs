@@ -107,7 +107,7 @@ const ARRIVAL_MS: u64 = 100;
 fn assert_nothing_made_after(cluster: &Cluster, uuid: ChangefeedUuid, epoch: OwnerEpoch, stopped_ms: u64) {
     let lines = reader::lines(&reader::changefeed_dir(&cluster.out(), uuid)).expect("files");
     let mut seen = 0;
-    for line in lines.map(|line| line.expect("a line")).filter(|line| line.epoch == epoch) {
+    for line in lines.map(|line| line.expect("a line")).filter(|line| line.author.epoch == epoch) {
         let made = line.message().expect("canal-json").ts;
         assert!(made <= stopped_ms + ARRIVAL_MS, "{} ms after it was stopped: {line:?}", made - stopped_ms);
         seen += 1;

@@ -47,7 +47,7 @@ pub async fn seed(bed: &Bed, count: usize, owner: impl Fn(usize) -> Option<Captu
         tables.states.push(format!("({uuid}, 'normal')"));
         tables.schedules.push(match owner(n) {
             Some(owner) => {
-                let entry = OwnedProgress { owner_epoch: OwnerEpoch(REVISION), progress: progress(2_000) };
+                let entry = OwnedProgress::new(OwnerEpoch(REVISION), progress(2_000));
                 owners.entry(owner).or_default().0.insert(uuid, entry);
                 format!("({uuid}, '{owner}', 'launched', {REVISION}, '{position}', {REVISION})")
             }

@@ -244,7 +244,9 @@ impl Capture {
         stop: &CancellationToken,
     ) -> Result<Ended, RuntimeError> {
         let life = {
-            let (observer, callback) = (observer.clone(), controller::callback(self.inner.config.plan));
+            let processors = self.inner.factory.runs_processors();
+            let (observer, callback) =
+                (observer.clone(), controller::callback(self.inner.config.plan, processors));
             tokio::spawn(async move { observer.run(callback).await })
         };
         // Whoever drops this future ends the process's part: then nothing may be admitted any more.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use metadata_api::decision::assignment::plan_processors;
 use metadata_api::model::{
     BootTime, CaptureId, CaptureState, CaptureTerm, ChangefeedUuid, ControllerTerm, NewCapture,
     ScheduleSnapshot, ScheduleState, SnapshotChangefeed, Version,
@@ -180,6 +181,7 @@ impl<'a, P: FnMut(usize, usize)> Reset<'a, P> {
             if self.clean_up(&snapshot).await? {
                 continue;
             }
+            self.detach(&snapshot).await?;
             if self.clock.now().since(since) >= STOP_LIMIT {
                 self.expel(&snapshot).await?;
             }
@@ -229,6 +231,26 @@ impl<'a, P: FnMut(usize, usize)> Reset<'a, P> {
             patiently(|| self.store.changefeed_cleanup(self.term, batch)).await?;
         }
         Ok(!stopped.is_empty())
+    }
+
+    /// Tells every processor to stop.
+    async fn detach(&mut self, snapshot: &ScheduleSnapshot) -> Result<()> {
+        let carried = snapshot.changefeeds.iter().filter(|feed| feed.live_processors > 0);
+        let carried: Vec<ChangefeedUuid> = carried.map(|feed| feed.schedule.changefeed).collect();
+        for batch in carried.chunks(MAX_BATCH) {
+            self.renew().await?;
+            let rows = patiently(|| self.store.processors(Some(batch))).await?;
+            let rows: Vec<_> = rows.into_iter().map(|of| of.schedule).collect();
+            for (changefeed, targets) in plan_processors(snapshot, &rows, |_| false).targets {
+                self.renew().await?;
+                match patiently(|| self.store.processor_set(self.term, changefeed, &targets)).await {
+                    // It has stopped meanwhile, or the answer to an earlier try was lost.
+                    Err(MetadataError::Conflict { .. } | MetadataError::NotFound { .. }) => {}
+                    set => drop(set?),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes what has not stopped from whoever has it.

@@ -18,12 +18,14 @@
 //! * When [`TaskContext::stop`] is cancelled the task stops reading, lets the flush in hand end, reports it, and
 //!   returns [`TaskEnd::Stopped`]. Only then does the runtime release the schedule.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use metadata_api::model::{
-    ChangefeedInfo, ChangefeedName, ChangefeedProgress, OwnerTerm, ReplicaConfig, SecretUri, Ts, UpstreamInfo,
+    ChangefeedInfo, ChangefeedName, ChangefeedProgress, OwnerTerm, ProcessorTerm, ReplicaConfig, SecretUri,
+    TableId, Ts, UpstreamInfo, Version,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -56,12 +58,26 @@ pub struct PreparedTask {
     pub task_position: ChangefeedProgress,
 }
 
+/// The part of a changefeed that a processor's launch runs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Share {
+    /// Which part: one of [`TaskFactory::tables`].
+    pub table: TableId,
+    /// The token of the processor. Its `owner_epoch` is the [`TaskContext::term`]'s epoch.
+    pub processor: ProcessorTerm,
+    /// Which order of this processor it is. A table that moves on gets another (processor, order).
+    pub since: Version,
+}
+
 /// All that one launch is given.
 #[derive(Clone, Debug)]
 pub struct TaskContext {
-    /// The token of the launch. `term.epoch` grows with each new owner; sinks name what they write by it.
+    /// The token of the launch. `term.epoch` grows with each new owner; sinks name what they write by it, and by the share
+    /// if there is one: several captures write under one owner epoch then.
     pub term: OwnerTerm,
-    /// Counts the launches of this capture under the same term, from 1.
+    /// What to run; `None`: the whole changefeed, as its owner.
+    pub share: Option<Share>,
+    /// Counts the launches of this capture under the same term and share, from 1.
     pub launch: u64,
     /// What to do.
     pub info: Arc<ChangefeedInfo>,
@@ -127,7 +143,7 @@ pub enum TaskEnd {
 #[error("[{code}]{message}")]
 pub struct TaskError {
     /// TiCDC's error code, as in `CDC:ErrStartTsBeforeGC`.
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     /// What happened and what would be right, without secrets.
     pub message: String,
     /// Whether trying again may help. Otherwise the changefeed becomes `failed`.
@@ -136,13 +152,13 @@ pub struct TaskError {
 
 impl TaskError {
     /// One that trying again may mend: a connection lost, a disk full.
-    pub fn retryable(code: &'static str, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retryable: true }
+    pub fn retryable(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self { code: code.into(), message: message.into(), retryable: true }
     }
 
     /// One that only an operator can mend: the changefeed becomes `failed`.
-    pub fn fatal(code: &'static str, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retryable: false }
+    pub fn fatal(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self { code: code.into(), message: message.into(), retryable: false }
     }
 }
 
@@ -155,6 +171,30 @@ pub trait TaskFactory: Send + Sync + 'static {
     /// # Errors
     /// [`TaskError`] whose message names the field and what would be right.
     async fn prepare(&self, spec: &TaskSpec) -> Result<PreparedTask, TaskError>;
+
+    /// Whether changefeeds can be split among processors, and [`run`](Self::run) takes a [`Share`]. If so, the runtime attaches
+    /// processors to changefeeds that ask for more than one, and runs what is assigned to this capture; if not, processors
+    /// are left to the application.
+    fn runs_processors(&self) -> bool {
+        false
+    }
+
+    /// What the changefeed can be split by: all that is to be replicated is in exactly one of these. Empty: it cannot be
+    /// split, and its owner runs it whole. Asked by each launch of an owner whose changefeed may have several processors,
+    /// and whenever that owner tries again; what it answers must not change while the changefeed's configuration does not.
+    ///
+    /// A position that one table reports must be a start for every other with the same checkpoint: the changefeed's own
+    /// progress carries that of the table that is furthest behind.
+    ///
+    /// # Errors
+    /// [`TaskError`].
+    async fn tables(
+        &self,
+        _info: &ChangefeedInfo,
+        _upstream: &UpstreamInfo,
+    ) -> Result<Vec<TableId>, TaskError> {
+        Ok(Vec::new())
+    }
 
     /// Runs one launch until it is told to stop, has reached its target, or fails.
     ///

@@ -9,6 +9,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use metadata_api::model::Placement;
 
 use crate::{exit, version};
 
@@ -313,6 +314,11 @@ pub struct FeedArgs {
     /// A TOML file in the form of TiCDC's changefeed configuration
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// On how many captures at most its tables are replicated at once; 1 unless given: its owner does all
+    ///
+    /// The same as max-processors under [placement] in the file of --config.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(Placement::MAX_PROCESSORS)))]
+    pub max_processors: Option<u32>,
     /// The schema registry's URI
     #[arg(long, value_name = "URI")]
     pub schema_registry: Option<String>,
@@ -465,7 +471,7 @@ mod tests {
             "cdc cli changefeed list -a",
             "cdc cli changefeed query -s -c x",
             "cdc cli changefeed resume -c x --overwrite-checkpoint-ts now --no-confirm",
-            "cdc cli changefeed update -c x --target-ts 5 --no-confirm",
+            "cdc cli changefeed update -c x --target-ts 5 --max-processors 2 --no-confirm",
             "cdc cli changefeed remove -c x",
             "cdc cli changefeed statistics -c x -I 3",
             "cdc cli capture list",

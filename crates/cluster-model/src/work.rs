@@ -348,7 +348,7 @@ fn progress(capture: &Capture) -> CaptureProgress {
     let entries = capture.feeds.iter().filter_map(|(changefeed, feed)| {
         let owner_epoch = feed.running.map_or(feed.order.1, |running| running.epoch);
         let at = feed.progress_under(owner_epoch)?;
-        Some((*changefeed, OwnedProgress { owner_epoch, progress: ChangefeedProgress::at(Ts(at)) }))
+        Some((*changefeed, OwnedProgress::new(owner_epoch, ChangefeedProgress::at(Ts(at)))))
     });
     CaptureProgress(entries.collect())
 }

@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 use crate::decision::feed_state::FeedEvent;
 use crate::model::{
     CaptureId, CaptureProgress, ChangefeedProgress, ChangefeedSchedule, ChangefeedStatus, FeedState,
-    NewCapture, NewChangefeed, ProcessorAssignment, ReplicaConfig, RunningError, ScheduleState, SecretUri,
-    Ts,
+    NewCapture, NewChangefeed, OwnedProgress, ProcessorAssignment, ProcessorEpoch, ProcessorReport,
+    ReplicaConfig, RunningError, ScheduleState, SecretUri, Ts,
 };
 use crate::store::MAX_BATCH;
 use crate::{MetadataError, Result};
@@ -27,13 +27,15 @@ pub const MAX_URI: usize = 16 << 10;
 pub const MAX_LABELS: usize = 16 << 10;
 /// The most bytes of a changefeed's configuration, as JSON.
 pub const MAX_CONFIG: usize = 1 << 20;
-/// How deep it may be nested: the controller reads it with the databases' JSON functions, which fail beyond a depth (MariaDB's
-/// 32, MySQL's 100).
-const MAX_CONFIG_DEPTH: usize = 24;
+/// How deep it may be nested, and a source's position, too: both are read with the databases' JSON functions, which fail beyond
+/// a depth (MariaDB's 32, MySQL's 100). A position has up to six levels above it in a capture's progress.
+const MAX_DEPTH: usize = 24;
 /// The most bytes of a processor's assignment, as JSON.
 pub const MAX_ASSIGNMENT: usize = 1 << 20;
 /// The most bytes of one changefeed's progress, as JSON.
 pub const MAX_POSITION: usize = 64 << 10;
+/// The same, with what a processor says of each of its tables.
+pub const MAX_REPORT: usize = 1 << 20;
 /// The most bytes of a capture's whole progress, as JSON. (`TiDB` takes rows of 6 MiB.)
 pub const MAX_PROGRESS: usize = 4 << 20;
 /// The most bytes of an error's or a warning's message; what is longer is cut.
@@ -228,11 +230,16 @@ pub fn encode_labels(capture: &NewCapture) -> Result<String> {
 /// `InvalidArgument` when it does not fit.
 pub fn encode_config(config: &ReplicaConfig) -> Result<String> {
     let depth = 1 + config.0.values().map(depth).max().unwrap_or(0);
-    if depth > MAX_CONFIG_DEPTH {
-        let reason = format!("it is nested {depth} deep; at most {MAX_CONFIG_DEPTH} is allowed");
-        return Err(MetadataError::invalid("replica_config", reason));
-    }
+    check_depth("replica_config", depth)?;
     encode("replica_config", config, MAX_CONFIG)
+}
+
+fn check_depth(field: &'static str, depth: usize) -> Result<()> {
+    if depth > MAX_DEPTH {
+        let reason = format!("it is nested {depth} deep; at most {MAX_DEPTH} is allowed");
+        return Err(MetadataError::invalid(field, reason));
+    }
+    Ok(())
 }
 
 /// How deep a value is nested; 0 = it holds no other.
@@ -275,7 +282,31 @@ fn check_position(field: &'static str, position: &ChangefeedProgress) -> Result<
     for ts in [position.checkpoint_ts, position.resolved_ts, position.min_table_barrier_ts] {
         Ts::new(field, ts.0)?;
     }
-    Ok(())
+    position.position.as_ref().map_or(Ok(()), |position| check_depth(field, depth(&position.0)))
+}
+
+/// One changefeed's entry in a capture's progress. Each position in it may become the changefeed's own, and so must fit alone.
+fn encode_entry(entry: &OwnedProgress) -> Result<String> {
+    let Some(report) = &entry.processor else {
+        check_position("progress", &entry.progress)?;
+        return encode("progress", entry, MAX_POSITION);
+    };
+    encode_position("progress", &entry.progress)?;
+    for (table, of_it) in &report.tables {
+        encode_position("progress", &of_it.progress)
+            .map_err(|error| named(error, format_args!("table {table}")))?;
+    }
+    encode("progress", entry, MAX_REPORT)
+}
+
+/// The error, with what it is about.
+fn named(error: MetadataError, of: impl Display) -> MetadataError {
+    match error {
+        MetadataError::InvalidArgument { field, reason } => {
+            MetadataError::invalid(field, format!("of {of}: {reason}"))
+        }
+        other => other,
+    }
 }
 
 /// A capture's whole progress.
@@ -285,14 +316,7 @@ fn check_position(field: &'static str, position: &ChangefeedProgress) -> Result<
 pub fn encode_progress(progress: &CaptureProgress) -> Result<String> {
     let mut whole = String::from("{");
     for (uuid, entry) in &progress.0 {
-        let named = |error: MetadataError| match error {
-            MetadataError::InvalidArgument { field, reason } => {
-                MetadataError::invalid(field, format!("of changefeed {uuid}: {reason}"))
-            }
-            other => other,
-        };
-        check_position("progress", &entry.progress).map_err(named)?;
-        let text = encode("progress", entry, MAX_POSITION).map_err(named)?;
+        let text = encode_entry(entry).map_err(|error| named(error, format_args!("changefeed {uuid}")))?;
         if whole.len() > 1 {
             whole.push(',');
         }
@@ -306,6 +330,13 @@ pub fn encode_progress(progress: &CaptureProgress) -> Result<String> {
     }
     whole.push('}');
     Ok(whole)
+}
+
+/// What a processor row's capture reported under the row's epoch: `text` is the member of the capture's progress. What cannot
+/// be read says nothing, and so that nothing has stopped: the processor keeps its tables.
+pub fn processor_report(text: Option<&str>, epoch: ProcessorEpoch) -> Option<ProcessorReport> {
+    let report: ProcessorReport = serde_json::from_str(text?).ok()?;
+    (report.epoch == epoch).then_some(report)
 }
 
 /// An error or a warning; a message that is too long is cut.
@@ -378,9 +409,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::model::{
-        CaptureId, ChangefeedUuid, OwnedProgress, OwnerEpoch, Revision, SourcePosition, Version,
-    };
+    use crate::model::{CaptureId, ChangefeedUuid, OwnerEpoch, Revision, SourcePosition, Version};
 
     #[test]
     fn a_configuration_is_not_nested_deeper_than_every_database_reads() {
@@ -388,8 +417,8 @@ mod tests {
             let value = (2..depth).fold(json!([]), |inner, _| json!([inner]));
             encode_config(&ReplicaConfig([("x".to_owned(), value)].into_iter().collect()))
         };
-        nested(MAX_CONFIG_DEPTH).unwrap();
-        let error = nested(MAX_CONFIG_DEPTH + 1).unwrap_err().to_string();
+        nested(MAX_DEPTH).unwrap();
+        let error = nested(MAX_DEPTH + 1).unwrap_err().to_string();
         assert!(error.contains("replica_config") && error.contains("25 deep; at most 24"), "{error}");
     }
 
@@ -442,7 +471,7 @@ mod tests {
         ) {
             let reported = CaptureProgress(BTreeMap::from([(
                 ChangefeedUuid(7),
-                OwnedProgress { owner_epoch: OwnerEpoch(entry_epoch), progress: progress(entry) },
+                OwnedProgress::new(OwnerEpoch(entry_epoch), progress(entry)),
             )]));
             let now = current_progress(&schedule(state, epoch, task), Some(&reported));
             let counts = state != ScheduleState::Removed && epoch == entry_epoch && entry > task;
@@ -452,7 +481,7 @@ mod tests {
         #[test]
         fn a_progress_comes_back_as_it_was_written(entries in prop::collection::btree_map(any::<u64>(), (any::<u64>(), 0..=Ts::MAX.0), 0..20)) {
             let whole = CaptureProgress(entries.into_iter().map(|(uuid, (epoch, ts))| {
-                (ChangefeedUuid(uuid), OwnedProgress { owner_epoch: OwnerEpoch(epoch), progress: progress(ts) })
+                (ChangefeedUuid(uuid), OwnedProgress::new(OwnerEpoch(epoch), progress(ts)))
             }).collect());
             let text = encode_progress(&whole).unwrap();
             let back: CaptureProgress = Cell::new("progress", &1, "value").json(&text).unwrap();
@@ -475,7 +504,7 @@ mod tests {
             position: Some(SourcePosition(json!("x".repeat(MAX_POSITION)))),
             ..Default::default()
         };
-        let owned = OwnedProgress { owner_epoch: OwnerEpoch(1), progress: huge };
+        let owned = OwnedProgress::new(OwnerEpoch(1), huge);
         let whole = CaptureProgress(BTreeMap::from([(ChangefeedUuid(4711), owned)]));
         let error = encode_progress(&whole).unwrap_err();
         assert!(
@@ -486,9 +515,7 @@ mod tests {
             position: Some(SourcePosition(json!("x".repeat(MAX_POSITION / 2)))),
             ..Default::default()
         };
-        let many = (0..200).map(|n| {
-            (ChangefeedUuid(n), OwnedProgress { owner_epoch: OwnerEpoch(1), progress: large.clone() })
-        });
+        let many = (0..200).map(|n| (ChangefeedUuid(n), OwnedProgress::new(OwnerEpoch(1), large.clone())));
         let error = encode_progress(&CaptureProgress(many.collect())).unwrap_err().to_string();
         assert!(error.contains("changefeed 1"), "{error}");
     }

@@ -42,6 +42,7 @@ pub mod machine;
 pub mod owner;
 pub mod processor;
 pub mod query;
+pub mod report;
 
 /// Stamps out one `#[test]` for each case of the suite, in one module for each room. The expression gives a
 /// [`Backend`](harness::Backend); it is evaluated once a case.
@@ -148,6 +149,16 @@ macro_rules! conformance_suite {
                 only_the_owner_assigns
                 only_who_is_launched_for_this_owner_is_assigned
                 of_two_assignments_on_one_view_one_is_written
+            }
+            report {
+                processors_come_in_order_with_their_captures_and_reports
+                a_report_is_of_one_attachment
+                a_report_outlives_its_capture
+                a_report_comes_back_as_it_was_written
+                a_report_that_does_not_fit_names_the_changefeed
+                the_longest_and_deepest_report_is_given
+                a_report_that_cannot_be_read_says_nothing
+                a_share_is_never_taken_for_the_whole
             }
             owner {
                 every_event_in_every_state
@@ -283,6 +294,7 @@ mod tests {
             ("owner", include_str!("owner.rs")),
             ("processor", include_str!("processor.rs")),
             ("query", include_str!("query.rs")),
+            ("report", include_str!("report.rs")),
         ];
         for (room, text) in rooms {
             let start = listed.find(&format!("            {room} {{\n")).expect("the room is listed");

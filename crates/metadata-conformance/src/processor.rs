@@ -1,4 +1,5 @@
-//! Processors: `processor_set` of `ControllerStore`, `processor_assign` and `processor_release` of `OwnerStore`.
+//! Processors: `processor_set` of `ControllerStore`, `processor_assign` and `processor_release` of `OwnerStore`. What they
+//! report is in [`report`](crate::report).
 
 use std::collections::BTreeMap;
 

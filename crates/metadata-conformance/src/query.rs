@@ -22,6 +22,7 @@ pub async fn an_empty_cluster_reads_as_empty(c: &Cluster) {
     assert_eq!(store.changefeed_infos(None).await.unwrap(), []);
     assert_eq!(store.changefeed_statuses(None).await.unwrap(), []);
     assert!(store.changefeed_progresses(None).await.unwrap().is_empty());
+    assert_eq!(store.processors(None).await.unwrap(), []);
     assert_eq!(store.changefeed_overviews(None).await.unwrap(), []);
     let snapshot = store.schedule_snapshot().await.unwrap();
     assert!(snapshot.captures.is_empty() && snapshot.changefeeds.is_empty());
@@ -42,6 +43,7 @@ pub async fn what_does_not_exist_is_left_out(c: &Cluster) {
     assert_eq!(store.upstream(UpstreamId(7)).await.unwrap(), None);
     assert_eq!(store.changefeed_schedule(ChangefeedUuid(1)).await.unwrap(), None);
     assert_eq!(store.processor_schedules(ChangefeedUuid(1)).await.unwrap(), []);
+    assert_eq!(store.processors(Some(&gone)).await.unwrap(), []);
     let absent = ChangefeedName::new("", "absent").unwrap();
     assert_eq!(store.changefeed_overview(&absent).await.unwrap(), None);
     let nowhere = Name::new("namespace", "nowhere").unwrap();
@@ -50,13 +52,14 @@ pub async fn what_does_not_exist_is_left_out(c: &Cluster) {
 
 /// `Some` of nothing is nothing, not everything.
 pub async fn some_of_nothing_is_nothing(c: &Cluster) {
-    c.create("here").await;
-    c.capture().await;
+    let o = c.owned("here").await;
+    c.attach(o.controller, o.changefeed, o.capture).await;
     let store = &c.store;
     assert_eq!(store.captures(Some(&[])).await.unwrap(), []);
     assert_eq!(store.changefeed_infos(Some(&[])).await.unwrap(), []);
     assert_eq!(store.changefeed_statuses(Some(&[])).await.unwrap(), []);
     assert!(store.changefeed_progresses(Some(&[])).await.unwrap().is_empty());
+    assert_eq!(store.processors(Some(&[])).await.unwrap(), []);
 }
 
 /// The identity is the database's: the same through every store, another on another database.
@@ -152,13 +155,15 @@ pub async fn changefeeds_are_ordered_by_uuid(c: &Cluster) {
 
 /// A long list of keys is asked like a short one: reads have no batch limit.
 pub async fn a_long_list_of_keys_is_no_trouble(c: &Cluster) {
-    let uuid = c.create("needle").await.uuid;
-    let capture = c.capture().await.capture;
+    let o = c.owned("needle").await;
+    let (uuid, capture) = (o.changefeed, o.capture.capture);
+    c.attach(o.controller, uuid, o.capture).await;
     let mut asked: Vec<_> = (1..=33_000).map(ChangefeedUuid).collect();
     asked.push(uuid);
     assert_eq!(c.store.changefeed_infos(Some(&asked)).await.unwrap().len(), 1);
     assert_eq!(c.store.changefeed_statuses(Some(&asked)).await.unwrap().len(), 1);
     assert_eq!(c.store.changefeed_progresses(Some(&asked)).await.unwrap().len(), 1);
+    assert_eq!(c.store.processors(Some(&asked)).await.unwrap().len(), 1);
     let mut asked: Vec<_> = (1..=2_000).map(|n| CaptureId(Uuid::from_u128(n))).collect();
     asked.push(capture);
     assert_eq!(c.store.captures(Some(&asked)).await.unwrap().len(), 1);
@@ -298,7 +303,8 @@ pub async fn progress_is_never_merged_by_field(c: &Cluster) {
     assert_eq!(c.schedule(o.changefeed).await.task_position, ahead);
 }
 
-async fn assert_read_everywhere(c: &Cluster, changefeed: ChangefeedUuid, want: u64) {
+/// That each way of reading a changefeed's progress finds it at `want`.
+pub(crate) async fn assert_read_everywhere(c: &Cluster, changefeed: ChangefeedUuid, want: u64) {
     let want = at(want);
     assert_eq!(c.progress(changefeed).await, want, "changefeed_progresses of some");
     let all = c.store.changefeed_progresses(None).await.unwrap();
@@ -333,8 +339,9 @@ pub async fn processor_rows_are_ordered_by_capture(c: &Cluster) {
 /// A row that does not decode is `Corrupt`, by table and column, never a panic, and others still read.
 pub async fn a_row_that_does_not_decode_is_corrupt(c: &Cluster) {
     use crate::harness::{Refusal, assert_refused};
-    let uuid = c.create("corrupt").await.uuid;
-    let capture = c.capture().await;
+    let o = c.owned("corrupt").await;
+    let (uuid, capture) = (o.changefeed, o.capture);
+    c.attach(o.controller, uuid, capture).await;
     c.execute("UPDATE changefeed_state SET state = 'dancing'").await;
     let text = assert_refused(c.store.changefeed_statuses(None).await, Refusal::Corrupt("changefeed_state"));
     assert!(text.contains("state") && text.contains(&uuid.to_string()), "{text}");
@@ -345,6 +352,7 @@ pub async fn a_row_that_does_not_decode_is_corrupt(c: &Cluster) {
     c.execute("UPDATE capture SET state = 'tired'").await;
     assert_refused(c.store.captures(None).await, Refusal::Corrupt("capture"));
     assert_refused(c.store.capture_beats().await, Refusal::Corrupt("capture"));
+    assert_refused(c.store.processors(None).await, Refusal::Corrupt("capture"));
     assert_refused(
         c.store
             .capture_register(&metadata_api::model::NewCapture { id: capture.capture, ..c.new_capture() })

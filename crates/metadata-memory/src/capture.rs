@@ -8,7 +8,7 @@ use metadata_api::codec::{
 };
 use metadata_api::model::{
     CaptureInfo, CaptureProgress, CaptureState, CaptureTerm, ChangefeedSchedule, ChangefeedUuid, NewCapture,
-    OwnerLaunch, ProcessorSchedule, Revision, ScheduleState,
+    OwnedProgress, OwnerLaunch, ProcessorSchedule, Revision, ScheduleState,
 };
 use metadata_api::store::{CaptureStore, HeartbeatChannel, WatchChannel};
 use metadata_api::{MetadataError, Result};
@@ -168,7 +168,8 @@ fn progress_row(tables: &Tables, term: CaptureTerm, read: bool) -> Result<(u64, 
 fn check_progress(progress: &CaptureProgress) -> Result<()> {
     /// More than an entry without a position of the source's own takes.
     const PLAIN: usize = 256;
-    let plain = progress.0.values().all(|entry| entry.progress.position.is_none());
+    let is_plain = |entry: &OwnedProgress| entry.progress.position.is_none() && entry.processor.is_none();
+    let plain = progress.0.values().all(is_plain);
     if plain && progress.0.len() < MAX_PROGRESS / PLAIN {
         let furthest = progress.0.values().max_by_key(|entry| {
             let at = &entry.progress;

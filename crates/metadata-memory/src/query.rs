@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use metadata_api::model::{
     CaptureId, CaptureInfo, ChangefeedInfo, ChangefeedName, ChangefeedOverview, ChangefeedProgress,
     ChangefeedSchedule, ChangefeedStatus, ChangefeedUuid, ClusterIdentity, ElectionRecord, Name,
-    ProcessorSchedule, UpstreamId, UpstreamInfo,
+    ProcessorSchedule, ProcessorStatus, UpstreamId, UpstreamInfo,
 };
 use metadata_api::store::QueryStore;
 use metadata_api::{MetadataError, Result};
@@ -68,7 +68,17 @@ impl QueryStore for MemoryStore {
     }
 
     async fn processor_schedules(&self, changefeed: ChangefeedUuid) -> Result<Vec<ProcessorSchedule>> {
-        self.read("query.processors", |tables| Ok(processors(tables, changefeed).cloned().collect())).await
+        self.read("query.processor_schedules", |tables| Ok(processors(tables, changefeed).cloned().collect()))
+            .await
+    }
+
+    async fn processors(&self, which: Option<&[ChangefeedUuid]>) -> Result<Vec<ProcessorStatus>> {
+        self.read("query.processors", |tables| {
+            let wanted = |of: &ProcessorSchedule| which.is_none_or(|which| which.contains(&of.changefeed));
+            let rows = tables.processors.values().filter(|row| wanted(row));
+            rows.map(|row| processor_status(tables, row)).collect()
+        })
+        .await
     }
 
     async fn changefeed_overview(&self, name: &ChangefeedName) -> Result<Option<ChangefeedOverview>> {
@@ -118,6 +128,20 @@ pub(crate) fn processors(
     let (first, last) = (uuid::Uuid::nil(), uuid::Uuid::max());
     let range = (changefeed, CaptureId(first))..=(changefeed, CaptureId(last));
     tables.processors.range(range).map(|(_, row)| &**row)
+}
+
+/// A processor, with what its capture says under the row's epoch. A progress that cannot be read says nothing.
+fn processor_status(tables: &Tables, row: &ProcessorSchedule) -> Result<ProcessorStatus> {
+    let capture = row.capture;
+    let state = tables.captures.get(&capture).map(|info| info.state);
+    if state.is_some() {
+        tables.readable(Table::Capture, &capture)?;
+    }
+    let progress = tables.progresses.get(&capture);
+    let progress = progress.filter(|_| tables.readable(Table::Progress, &capture).is_ok());
+    let report = progress.and_then(|progress| progress.value.0.get(&row.changefeed)?.processor.clone());
+    let report = report.filter(|report| report.epoch == row.epoch);
+    Ok(ProcessorStatus { schedule: row.clone(), capture: state, report })
 }
 
 fn progress(tables: &Tables, schedule: &ChangefeedSchedule) -> Result<ChangefeedProgress> {

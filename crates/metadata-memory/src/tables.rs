@@ -205,6 +205,11 @@ impl Tables {
         self.captures.values().map(|row| &**row)
     }
 
+    /// A changefeed's processor rows, ordered by capture.
+    pub fn processors(&self, changefeed: ChangefeedUuid) -> impl Iterator<Item = &ProcessorSchedule> {
+        crate::query::processors(self, changefeed)
+    }
+
     /// A capture's row.
     pub fn capture(&self, id: CaptureId) -> Option<&CaptureInfo> {
         self.captures.get(&id).map(|row| &**row)

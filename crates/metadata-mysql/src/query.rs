@@ -8,7 +8,7 @@ use metadata_api::codec::{Cell, current_progress};
 use metadata_api::model::{
     CaptureId, CaptureInfo, CaptureProgress, ChangefeedInfo, ChangefeedName, ChangefeedOverview,
     ChangefeedProgress, ChangefeedSchedule, ChangefeedStatus, ChangefeedUuid, ClusterIdentity,
-    ElectionRecord, Name, ProcessorSchedule, UpstreamId, UpstreamInfo,
+    ElectionRecord, Name, ProcessorSchedule, ProcessorStatus, UpstreamId, UpstreamInfo,
 };
 use metadata_api::store::QueryStore;
 use sqlx::{FromRow, query_as, query_scalar};
@@ -16,8 +16,8 @@ use sqlx::{FromRow, query_as, query_scalar};
 use crate::MysqlStore;
 use crate::retry::TxResult;
 use crate::rows::{
-    CAPTURE, CaptureRow, ElectionRow, INFO, InfoRow, ProcessorRow, SCHEDULE, STATE, ScheduleRow, StateRow,
-    UpstreamRow, decode_all, progress_value,
+    CAPTURE, CaptureRow, ElectionRow, INFO, InfoRow, ProcessorRow, ProcessorStatusRow, SCHEDULE, STATE,
+    ScheduleRow, StateRow, UpstreamRow, decode_all, progress_value,
 };
 use crate::sql::Sql;
 use crate::tx::Tx;
@@ -259,6 +259,27 @@ impl QueryStore for MysqlStore {
         self.runner
             .read("query.processor_schedules", |tx| {
                 Box::pin(async move { processor_rows(tx, changefeed).await })
+            })
+            .await
+    }
+
+    #[tracing::instrument(name = "query.processors", skip_all)]
+    async fn processors(&self, which: Option<&[ChangefeedUuid]>) -> Result<Vec<ProcessorStatus>> {
+        self.runner
+            .read("query.processors", |tx| {
+                Box::pin(async move {
+                    let mut sql = Sql::new(
+                        "SELECT p.changefeed_uuid, p.capture_id, p.state, p.owner_epoch, p.epoch, p.assignment, \
+                         p.revision, p.version, c.state AS capture_state, \
+                         CASE WHEN JSON_VALID(g.value) THEN CAST(JSON_EXTRACT(g.value, \
+                         CONCAT('$.\"', p.changefeed_uuid, '\".processor')) AS CHAR) END AS report \
+                         FROM processor p LEFT JOIN capture c ON c.id = p.capture_id \
+                         LEFT JOIN progress g ON g.capture_id = p.capture_id",
+                    );
+                    where_uuids(&mut sql, "p.changefeed_uuid", which);
+                    sql.push(" ORDER BY p.changefeed_uuid, p.capture_id");
+                    Ok(decode_all(sql.fetch::<ProcessorStatusRow>(tx).await?)?)
+                })
             })
             .await
     }

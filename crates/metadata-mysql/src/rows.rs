@@ -3,11 +3,11 @@
 
 use chrono::NaiveDateTime;
 use metadata_api::Result;
-use metadata_api::codec::{Cell, join_uri};
+use metadata_api::codec::{Cell, join_uri, processor_report};
 use metadata_api::model::{
     CaptureBeat, CaptureId, CaptureInfo, CaptureProgress, ChangefeedInfo, ChangefeedName, ChangefeedSchedule,
     ChangefeedStatus, ChangefeedUuid, ControllerEpoch, ElectionRecord, Name, OwnerEpoch, ProcessorEpoch,
-    ProcessorSchedule, Revision, UpstreamId, UpstreamInfo, Version,
+    ProcessorSchedule, ProcessorStatus, Revision, UpstreamId, UpstreamInfo, Version,
 };
 use sqlx::FromRow;
 
@@ -247,6 +247,28 @@ impl TryFrom<ProcessorRow> for ProcessorSchedule {
             revision: Revision(row.revision),
             version: Version(row.version),
         })
+    }
+}
+
+/// A row of `processor`, with its capture's state and report.
+#[derive(FromRow)]
+pub(crate) struct ProcessorStatusRow {
+    #[sqlx(flatten)]
+    schedule: ProcessorRow,
+    capture_state: Option<String>,
+    report: Option<String>,
+}
+
+impl TryFrom<ProcessorStatusRow> for ProcessorStatus {
+    type Error = metadata_api::MetadataError;
+
+    fn try_from(row: ProcessorStatusRow) -> Result<Self> {
+        let id = &row.schedule.capture_id;
+        let capture = row.capture_state.as_deref();
+        let capture = capture.map(|state| Cell::new("capture", id, "state").parse(state)).transpose()?;
+        let schedule = ProcessorSchedule::try_from(row.schedule)?;
+        let report = processor_report(row.report.as_deref(), schedule.epoch);
+        Ok(Self { schedule, capture, report })
     }
 }
 

@@ -133,6 +133,8 @@ pub async fn what_runs_on_a_timer_is_one_round_trip(kind: Kind) {
     store.capture_advance(me, 1, &CaptureProgress::default()).await.expect("advanced");
     store.capture_schedules(me).await.expect("read");
     store.capture_beats().await.expect("read");
+    let own = [counted.create().await.expect("created")];
+    store.processors(Some(&own)).await.expect("read");
     assert_eq!(counted.of(heart.beat(me, 1, 2)).await.0, 1, "beat");
     assert_eq!(counted.of(watch.poll(me, &cursor)).await.0, 1, "poll");
     assert_eq!(counted.of(watch.lease_renew(controller)).await.0, 1, "lease_renew");
@@ -140,6 +142,7 @@ pub async fn what_runs_on_a_timer_is_one_round_trip(kind: Kind) {
     assert_eq!(counted.of(store.capture_schedules(me)).await.0, 1, "the full reconcile");
     assert_eq!(counted.of(store.capture_beats()).await.0, 1, "the controller's scan");
     assert_eq!(counted.of(store.captures(None)).await.0, 1, "captures");
+    assert_eq!(counted.of(store.processors(Some(&own))).await.0, 1, "an owner's processors");
     drop_database(&counted.url).await;
 }
 
@@ -155,6 +158,7 @@ pub async fn a_list_is_one_round_trip(kind: Kind) {
     assert_eq!(counted.of(store.changefeed_statuses(None)).await.0, 1, "states");
     assert_eq!(counted.of(store.changefeed_progresses(None)).await.0, 1, "progress");
     assert_eq!(counted.of(store.changefeed_overviews(None)).await.0, 1, "overviews");
+    assert_eq!(counted.of(store.processors(None)).await.0, 1, "processors");
     assert_eq!(counted.of(store.changefeed_schedule(feed)).await.0, 1, "schedule");
     assert_eq!(counted.of(store.owner_launches(me, &[feed])).await.0, 1, "launches");
     assert_eq!(counted.of(store.schedule_snapshot()).await.0, 5, "snapshot");

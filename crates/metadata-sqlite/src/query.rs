@@ -10,7 +10,7 @@ use metadata_api::codec::{Cell, current_progress};
 use metadata_api::model::{
     CaptureId, CaptureInfo, CaptureProgress, ChangefeedInfo, ChangefeedName, ChangefeedOverview,
     ChangefeedProgress, ChangefeedSchedule, ChangefeedStatus, ChangefeedUuid, ClusterIdentity,
-    ElectionRecord, Name, ProcessorSchedule, UpstreamId, UpstreamInfo,
+    ElectionRecord, Name, ProcessorSchedule, ProcessorStatus, UpstreamId, UpstreamInfo,
 };
 use metadata_api::store::QueryStore;
 use metadata_api::{MetadataError, Result};
@@ -19,7 +19,7 @@ use crate::SqliteStore;
 use crate::fence::missing_row;
 use crate::rows::{
     ElectionRow, InfoRow, ScheduleRow, StatusRow, UpstreamRow, all, capture_query, info_query, json_captures,
-    json_uuids, processor_query, schedule_query, status_query, stored,
+    json_uuids, processor_query, processor_status_query, schedule_query, status_query, stored,
 };
 use crate::tx::{Tx, TxResult};
 
@@ -341,9 +341,31 @@ impl QueryStore for SqliteStore {
         self.run_read("query.schedule", |tx| Box::pin(schedule(tx, changefeed))).await
     }
 
-    #[tracing::instrument(name = "query.processors", skip_all, fields(%changefeed))]
+    #[tracing::instrument(name = "query.processor_schedules", skip_all, fields(%changefeed))]
     async fn processor_schedules(&self, changefeed: ChangefeedUuid) -> Result<Vec<ProcessorSchedule>> {
-        self.run_read("query.processors", |tx| Box::pin(processors(tx, changefeed))).await
+        self.run_read("query.processor_schedules", |tx| Box::pin(processors(tx, changefeed))).await
+    }
+
+    #[tracing::instrument(name = "query.processors", skip_all)]
+    async fn processors(&self, which: Option<&[ChangefeedUuid]>) -> Result<Vec<ProcessorStatus>> {
+        self.run_read("query.processors", |tx| {
+            Box::pin(async move {
+                let rows = match which {
+                    None => processor_status_query!("TRUE").fetch_all(tx.db()).await?,
+                    Some(uuids) => {
+                        let uuids = json_uuids(uuids.iter().copied());
+                        processor_status_query!(
+                            "p.changefeed_uuid IN (SELECT value FROM json_each(?))",
+                            uuids
+                        )
+                        .fetch_all(tx.db())
+                        .await?
+                    }
+                };
+                Ok(all(rows)?)
+            })
+        })
+        .await
     }
 
     #[tracing::instrument(name = "query.overview", skip_all, fields(%name))]

@@ -2,11 +2,11 @@
 //! [`Corrupt`](metadata_api::MetadataError::Corrupt), with table, key and column.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
-use metadata_api::codec::{Cell, join_uri};
+use metadata_api::codec::{Cell, join_uri, processor_report};
 use metadata_api::model::{
     CaptureBeat, CaptureId, CaptureInfo, ChangefeedInfo, ChangefeedName, ChangefeedSchedule,
     ChangefeedStatus, ChangefeedUuid, ControllerEpoch, ElectionRecord, Name, OwnerEpoch, ProcessorEpoch,
-    ProcessorSchedule, Revision, ScheduleState, UpstreamId, UpstreamInfo, Version,
+    ProcessorSchedule, ProcessorStatus, Revision, ScheduleState, UpstreamId, UpstreamInfo, Version,
 };
 use metadata_api::{MetadataError, Result};
 
@@ -94,6 +94,25 @@ macro_rules! processor_query {
     };
 }
 
+/// Selects [`ProcessorStatusRow`]s.
+macro_rules! processor_status_query {
+    ($filter:tt $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            $crate::rows::ProcessorStatusRow,
+            r#"SELECT p.changefeed_uuid, p.capture_id, p.state, p.owner_epoch, p.epoch, p.assignment, p.revision,
+                      p.version, c.state AS "capture_state?: String",
+                      CASE WHEN json_valid(g.value)
+                           THEN json_extract(g.value, '$."' || p.changefeed_uuid || '".processor')
+                      END AS "report?: String"
+               FROM processor p
+               LEFT JOIN capture c ON c.id = p.capture_id
+               LEFT JOIN progress g ON g.capture_id = p.capture_id
+               WHERE "# + $filter + " ORDER BY p.changefeed_uuid, p.capture_id"
+            $(, $argument)*
+        )
+    };
+}
+
 /// Selects [`CaptureRow`]s.
 macro_rules! capture_query {
     ($rest:tt $(, $argument:expr)* $(,)?) => {
@@ -106,7 +125,9 @@ macro_rules! capture_query {
     };
 }
 
-pub(crate) use {capture_query, info_query, processor_query, schedule_query, status_query};
+pub(crate) use {
+    capture_query, info_query, processor_query, processor_status_query, schedule_query, status_query,
+};
 
 /// `election`.
 pub(crate) struct ElectionRow {
@@ -329,6 +350,42 @@ impl TryFrom<ProcessorRow> for ProcessorSchedule {
             revision: Revision(id(row.revision)),
             version: Version(id(row.version)),
         })
+    }
+}
+
+/// A row of `processor`, with its capture's state and report.
+pub(crate) struct ProcessorStatusRow {
+    pub(crate) changefeed_uuid: i64,
+    pub(crate) capture_id: String,
+    pub(crate) state: String,
+    pub(crate) owner_epoch: i64,
+    pub(crate) epoch: i64,
+    pub(crate) assignment: String,
+    pub(crate) revision: i64,
+    pub(crate) version: i64,
+    pub(crate) capture_state: Option<String>,
+    pub(crate) report: Option<String>,
+}
+
+impl TryFrom<ProcessorStatusRow> for ProcessorStatus {
+    type Error = MetadataError;
+
+    fn try_from(row: ProcessorStatusRow) -> Result<Self> {
+        let capture = row.capture_state;
+        let capture =
+            capture.map(|state| Cell::new("capture", &row.capture_id, "state").parse(&state)).transpose()?;
+        let schedule = ProcessorSchedule::try_from(ProcessorRow {
+            changefeed_uuid: row.changefeed_uuid,
+            capture_id: row.capture_id,
+            state: row.state,
+            owner_epoch: row.owner_epoch,
+            epoch: row.epoch,
+            assignment: row.assignment,
+            revision: row.revision,
+            version: row.version,
+        })?;
+        let report = processor_report(row.report.as_deref(), schedule.epoch);
+        Ok(Self { schedule, capture, report })
     }
 }
 

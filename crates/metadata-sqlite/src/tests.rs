@@ -287,21 +287,23 @@ async fn a_foreign_identity_or_a_missing_row_is_corrupt() {
 #[tokio::test]
 async fn no_statement_reads_a_whole_table_but_those_that_are_to() {
     /// What such a statement has in its text.
-    const WHOLE: [&str; 7] = [
+    const WHOLE: [&str; 8] = [
         "FROM capture ORDER BY id",
         "FROM changefeed_info ORDER BY uuid",
         "FROM changefeed_state ORDER BY changefeed_uuid",
         "FROM schedule\n                   WHERE TRUE",
+        "progress g ON g.capture_id = p.capture_id\n               WHERE TRUE",
         "WHERE i.removed_marker = 0)",
         "JOIN changefeed_state f ON f.changefeed_uuid = s.changefeed_uuid\n           ORDER BY",
         "heartbeat_seq FROM capture ORDER BY id",
     ];
-    const TABLES: [&str; 12] = [
+    const TABLES: [&str; 13] = [
         "capture",
         "changefeed_info",
         "changefeed_state",
         "i",
         "f",
+        "g",
         "s",
         "p",
         "other",

@@ -103,14 +103,18 @@ impl Generator {
         self.numbers(after, until).map(|n| self.change(n))
     }
 
+    /// The number of the table that change number `n` belongs to.
+    pub fn table_of(&self, n: u64) -> u64 {
+        n % self.config.tables
+    }
+
     /// Change number `n`.
     ///
     /// # Panics
     /// Never: there is at least one table.
     pub fn change(&self, n: u64) -> RowChange {
-        let tables = self.config.tables;
-        let index = n % tables;
-        let nth = n / tables;
+        let index = self.table_of(n);
+        let nth = n / self.config.tables;
         let (round, step) = (nth / ROUND, nth % ROUND);
         let first = round * INSERTS + 1;
         let pick = mix(self.config.seed ^ mix(index) ^ round);

@@ -45,6 +45,7 @@ pub mod event;
 pub mod filter;
 mod meters;
 mod params;
+mod part;
 mod pipeline;
 pub mod reader;
 mod replicator;

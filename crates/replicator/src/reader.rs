@@ -1,6 +1,9 @@
 //! Reads back what the file sink wrote for one changefeed.
 //!
-//! Lines come in the order (epoch, sequence, offset). A last line without its newline was torn by a crash and
+//! Lines come in the order (author, sequence, offset): an [`Author`] is an owner epoch, or a share of one's tables. Of one
+//! table they come in the order in which they were written; those of tables that different processors carry do not.
+//!
+//! A last line without its newline was torn by a crash and
 //! is left out; so is a torn tail in an earlier file, whose epoch is over. A file of the current epoch may
 //! still grow.
 //!
@@ -8,22 +11,76 @@
 //! after it, under a greater epoch. Within an epoch, `commitTs` does not go back.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 
-use metadata_api::model::{ChangefeedUuid, OwnerEpoch};
+use capture_runtime::task::Share;
+use metadata_api::model::{ChangefeedUuid, OwnerEpoch, OwnerTerm, ProcessorEpoch, TableId, Ts, Version};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::canal_json::Message;
 
 pub mod replay;
 
+/// Who wrote a file. No two launches of different owners, processors or orders are the same author, so that nobody writes
+/// into another's files.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Author {
+    /// The owner epoch.
+    pub epoch: OwnerEpoch,
+    /// What of it, if a processor wrote it.
+    pub share: Option<AuthorShare>,
+}
+
+/// A processor's share, as far as it tells authors of one owner epoch apart. Of one table they come in the order in which
+/// they wrote.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AuthorShare {
+    /// Everything of the table at or before it was in the sink before this author began.
+    pub from: Ts,
+    /// The processor.
+    pub processor: ProcessorEpoch,
+    /// Its order.
+    pub since: Version,
+    /// The table.
+    pub table: TableId,
+}
+
+impl Author {
+    /// The author that a launch is. `from`: where its order began.
+    pub(crate) fn of(term: OwnerTerm, share: Option<&Share>, from: Ts) -> Self {
+        let share = share.map(|share| AuthorShare {
+            from,
+            processor: share.processor.epoch,
+            since: share.since,
+            table: share.table.clone(),
+        });
+        Self { epoch: term.epoch, share }
+    }
+
+    /// The owner's own, that runs the changefeed whole.
+    pub fn owner(epoch: OwnerEpoch) -> Self {
+        Self { epoch, share: None }
+    }
+}
+
+/// `{epoch}`, or `{epoch}-{from}-{processor}.{order}-{table}`.
+impl fmt::Display for Author {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(share) = &self.share else { return self.epoch.fmt(f) };
+        let table = utf8_percent_encode(&share.table.0, NON_ALPHANUMERIC);
+        write!(f, "{}-{}-{}.{}-{table}", self.epoch, share.from, share.processor, share.since)
+    }
+}
+
 /// One file of a changefeed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Segment {
-    /// The owner epoch that wrote it.
-    pub epoch: OwnerEpoch,
-    /// Its number within the epoch, from 1.
+    /// Who wrote it.
+    pub author: Author,
+    /// Its number within what the author wrote, from 1.
     pub seq: u64,
     /// Where it is.
     pub path: PathBuf,
@@ -32,9 +89,9 @@ pub struct Segment {
 /// One complete line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// The owner epoch that wrote it.
-    pub epoch: OwnerEpoch,
-    /// Its file's number within the epoch.
+    /// Who wrote it.
+    pub author: Author,
+    /// Its file's number within what the author wrote.
     pub seq: u64,
     /// Where it begins in its file, in bytes.
     pub offset: u64,
@@ -53,7 +110,7 @@ impl Line {
                 io::ErrorKind::InvalidData,
                 format!(
                     "{} at byte {}: not a canal-json line: {error}",
-                    segment_name(self.epoch, self.seq),
+                    segment_name(&self.author, self.seq),
                     self.offset
                 ),
             )
@@ -67,8 +124,30 @@ pub fn changefeed_dir(sink_dir: &Path, changefeed: ChangefeedUuid) -> PathBuf {
 }
 
 /// A file's name within the changefeed's directory.
-pub(crate) fn segment_name(epoch: OwnerEpoch, seq: u64) -> String {
-    format!("{epoch}-{seq:06}.json")
+pub(crate) fn segment_name(author: &Author, seq: u64) -> String {
+    format!("{author}-{seq:06}.json")
+}
+
+/// The author and the number that a name says; `None` when it is none of ours.
+fn parse_name(name: &str) -> Option<(Author, u64)> {
+    let (author, seq) = name.strip_suffix(".json")?.rsplit_once('-')?;
+    let mut parts = author.splitn(4, '-');
+    let epoch = OwnerEpoch(parts.next()?.parse().ok()?);
+    let share = match (parts.next(), parts.next(), parts.next()) {
+        (None, ..) => None,
+        (Some(from), Some(order), Some(table)) => {
+            let (processor, since) = order.split_once('.')?;
+            Some(AuthorShare {
+                from: Ts(from.parse().ok()?),
+                processor: ProcessorEpoch(processor.parse().ok()?),
+                since: Version(since.parse().ok()?),
+                table: TableId(percent_decode_str(table).decode_utf8().ok()?.into_owned()),
+            })
+        }
+        _ => return None,
+    };
+    let named = (Author { epoch, share }, seq.parse().ok()?);
+    (segment_name(&named.0, named.1) == name).then_some(named)
 }
 
 /// The files of a changefeed, in order. `dir` is the changefeed's own ([`changefeed_dir`]); if it is not there,
@@ -84,13 +163,8 @@ pub fn segments(dir: &Path) -> io::Result<Vec<Segment>> {
     let mut found = Vec::new();
     for entry in entries {
         let entry = entry?;
-        let name = entry.file_name();
-        let numbers = name.to_str().and_then(|name| name.strip_suffix(".json")?.split_once('-'));
-        if let Some((epoch, seq)) = numbers
-            && let (Ok(epoch), Ok(seq)) = (epoch.parse(), seq.parse())
-            && segment_name(OwnerEpoch(epoch), seq) == name.to_string_lossy()
-        {
-            found.push(Segment { epoch: OwnerEpoch(epoch), seq, path: entry.path() });
+        if let Some((author, seq)) = entry.file_name().to_str().and_then(parse_name) {
+            found.push(Segment { author, seq, path: entry.path() });
         }
     }
     found.sort_unstable();
@@ -135,7 +209,7 @@ impl Lines {
                     format!("{} at byte {begin}: not UTF-8: {error}", segment.path.display()),
                 )
             })?;
-            return Ok(Some(Line { epoch: segment.epoch, seq: segment.seq, offset: begin, text }));
+            return Ok(Some(Line { author: segment.author.clone(), seq: segment.seq, offset: begin, text }));
         }
     }
 }
@@ -175,9 +249,41 @@ mod tests {
         let lines: Vec<Line> = lines(dir.path()).unwrap().map(Result::unwrap).collect();
         let texts: Vec<&str> = lines.iter().map(|line| line.text.as_str()).collect();
         assert_eq!(texts, ["a", "b", "c", "d", "e", "f"]);
-        assert_eq!((lines[4].epoch, lines[4].seq, lines[4].offset), (OwnerEpoch(10), 2, 2));
+        assert_eq!((&lines[4].author, lines[4].seq, lines[4].offset), (&Author::owner(OwnerEpoch(10)), 2, 2));
         let error = lines[4].message().unwrap_err().to_string();
         assert!(error.contains("10-000002.json at byte 2"), "{error}");
+    }
+
+    #[test]
+    fn the_authors_of_a_table_come_in_order() {
+        let share = |from, processor, since, table: &str| AuthorShare {
+            from: Ts(from),
+            processor: ProcessorEpoch(processor),
+            since: Version(since),
+            table: TableId(table.to_owned()),
+        };
+        let author = |epoch, share| Author { epoch: OwnerEpoch(epoch), share };
+        let authors = [
+            author(9, None),
+            author(10, Some(share(90, 12, 2, "a-1.b"))),
+            author(10, Some(share(100, 11, 3, "a-1.b"))),
+            author(10, Some(share(100, 11, 4, "2/4"))),
+            author(11, Some(share(95, 13, 2, "\u{fc}"))),
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        for author in &authors {
+            let name = segment_name(author, 1);
+            assert_eq!(parse_name(&name), Some((author.clone(), 1)), "{name}");
+            std::fs::write(dir.path().join(name), "x\n").unwrap();
+        }
+        for name in
+            ["10-5-000001.json", "10-5-6-000001.json", "10-5-6-t-000001.json", "10-5-6.7-a-b-000001.json"]
+        {
+            assert_eq!(parse_name(name), None, "{name}");
+            std::fs::write(dir.path().join(name), "y\n").unwrap();
+        }
+        let found: Vec<Author> = lines(dir.path()).unwrap().map(|line| line.unwrap().author).collect();
+        assert_eq!(found, authors);
     }
 
     #[test]

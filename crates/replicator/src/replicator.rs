@@ -10,7 +10,7 @@ use capture_runtime::clock::Clock;
 use capture_runtime::task::{
     GIVE_UP_AFTER, PreparedTask, TaskContext, TaskEnd, TaskError, TaskFactory, TaskSpec,
 };
-use metadata_api::model::{ChangefeedInfo, SecretUri, Ts};
+use metadata_api::model::{ChangefeedInfo, Placement, SecretUri, TableId, Ts, UpstreamId, UpstreamInfo};
 
 use crate::config::{check_replica_config, error_stuck_duration};
 use crate::filter::Filter;
@@ -74,8 +74,26 @@ impl Replicator {
         }
         let source = self.source(&spec.upstream_uri)?;
         let sink = self.sink(&spec.sink_uri)?;
+        self.check_processors(spec)?;
         sink.check(spec).await?;
         source.check(spec).await
+    }
+
+    /// A changefeed that asks for several processors has a source that can be split.
+    fn check_processors(&self, spec: &TaskSpec) -> Result<(), TaskError> {
+        let placement = Placement::from_config(&spec.config).map_err(invalid_placement)?;
+        if placement.max_processors < 2 {
+            return Ok(());
+        }
+        let upstream = UpstreamInfo { id: UpstreamId(0), uri: spec.upstream_uri.clone() };
+        if self.source(&spec.upstream_uri)?.tables(&upstream, placement.max_processors)?.is_empty() {
+            return Err(invalid_placement(format!(
+                "placement.max_processors is `{}`: a source of scheme `{}` cannot be split, so it must be 1",
+                placement.max_processors,
+                spec.upstream_uri.scheme()
+            )));
+        }
+        Ok(())
     }
 
     fn source(&self, uri: &SecretUri) -> Result<&Arc<dyn SourceFactory>, TaskError> {
@@ -110,6 +128,10 @@ fn unknown_scheme<'k>(
     )
 }
 
+fn invalid_placement(reason: String) -> TaskError {
+    TaskError::fatal("CDC:ErrAPIInvalidParam", reason)
+}
+
 fn check_target(start_ts: Ts, target_ts: Ts) -> Result<(), TaskError> {
     if target_ts != Ts::ZERO && target_ts <= start_ts {
         return Err(TaskError::fatal(
@@ -128,7 +150,9 @@ impl TaskFactory for Replicator {
     async fn prepare(&self, spec: &TaskSpec) -> Result<PreparedTask, TaskError> {
         check_replica_config(&spec.config)?;
         let source = self.source(&spec.upstream_uri)?;
-        self.sink(&spec.sink_uri)?.check(spec).await?;
+        let sink = self.sink(&spec.sink_uri)?;
+        self.check_processors(spec)?;
+        sink.check(spec).await?;
         let prepared = source.prepare(spec).await?;
         check_target(prepared.start_ts, spec.target_ts)?;
         Ok(prepared)
@@ -136,6 +160,19 @@ impl TaskFactory for Replicator {
 
     fn give_up_after(&self, info: &ChangefeedInfo) -> Duration {
         error_stuck_duration(&info.config).unwrap_or(GIVE_UP_AFTER)
+    }
+
+    fn runs_processors(&self) -> bool {
+        true
+    }
+
+    async fn tables(
+        &self,
+        info: &ChangefeedInfo,
+        upstream: &UpstreamInfo,
+    ) -> Result<Vec<TableId>, TaskError> {
+        let placement = Placement::from_config(&info.config).map_err(invalid_placement)?;
+        self.source(&upstream.uri)?.tables(upstream, placement.max_processors)
     }
 
     async fn run(&self, context: TaskContext) -> Result<TaskEnd, TaskError> {

@@ -81,6 +81,7 @@ pub(crate) fn launch(upstream: &str, sink: &str, epoch: u64, start: Ts) -> Launc
     };
     Launch {
         term: OwnerTerm { changefeed: info.uuid, capture: CaptureId::random(), epoch: OwnerEpoch(epoch) },
+        share: None,
         launch: 1,
         info: Arc::new(info),
         upstream: UpstreamInfo {

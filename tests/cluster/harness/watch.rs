@@ -312,7 +312,7 @@ fn list(out: &Path) -> BTreeMap<(ChangefeedUuid, OwnerEpoch), u64> {
         let Some(uuid) = dir.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         for segment in reader::segments(&dir.path()).unwrap_or_default() {
             let bytes = std::fs::metadata(&segment.path).map_or(0, |meta| meta.len());
-            *found.entry((ChangefeedUuid(uuid), segment.epoch)).or_default() += bytes;
+            *found.entry((ChangefeedUuid(uuid), segment.author.epoch)).or_default() += bytes;
         }
     }
     found

@@ -64,8 +64,7 @@ pub async fn run(run: &mut Run<'_>) -> Result<()> {
         let store = bed.store().await?;
         let term = store.capture_register(&new_capture()).await?;
         bed.copy_tables(&["progress"]).await?;
-        let entry =
-            OwnedProgress { owner_epoch: OwnerEpoch(seed::REVISION), progress: seed::progress(1_000) };
+        let entry = OwnedProgress::new(OwnerEpoch(seed::REVISION), seed::progress(1_000));
         let mut progress = CaptureProgress((0..count).map(|n| (seed::uuid(n), entry.clone())).collect());
         let even = encode_progress(&progress)?;
         forward(&mut progress);

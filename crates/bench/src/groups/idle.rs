@@ -35,7 +35,7 @@ pub async fn run(run: &mut Run<'_>) -> Result<()> {
         // Each beats at once: who is silent for long after it has registered is dead.
         while let Some(capture) = registered.try_next().await? {
             captures.push(capture.clone());
-            let callback = controller::callback(PlanPolicy::default());
+            let callback = controller::callback(PlanPolicy::default(), false);
             lives.spawn(async move { capture.run(callback).await });
         }
         drop(registered);

@@ -47,7 +47,7 @@ pub async fn run(run: &mut Run<'_>) -> Result<()> {
         // They watch, and leave the office to whoever holds the term.
         capture.step_down();
         let life = capture.clone();
-        lives.spawn(async move { life.run(controller::callback(PlanPolicy::default())).await });
+        lives.spawn(async move { life.run(controller::callback(PlanPolicy::default(), false)).await });
         captures.push(capture);
     }
     let each = run.scale.owner_changes.div_ceil(CAPTURES);

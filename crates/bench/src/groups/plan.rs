@@ -109,5 +109,5 @@ fn placement(n: usize, runs: bool) -> Placement {
         1 => [("zone".to_owned(), (n % 2).to_string())].into(),
         _ => [("host".to_owned(), (n % CAPTURES).to_string())].into(),
     };
-    Placement { weight: u32::try_from(n % 7 + 1).unwrap_or(1), affinity }
+    Placement { weight: u32::try_from(n % 7 + 1).unwrap_or(1), affinity, ..Placement::default() }
 }

@@ -4,6 +4,7 @@
 //! state that a successor would miss: every step is restartable from the database.
 
 mod observer;
+mod processors;
 mod work;
 
 pub use observer::ControllerObserver;

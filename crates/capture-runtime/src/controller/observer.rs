@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use metadata_api::decision::lease::Judgement;
 use metadata_api::model::{
     BootTime, CaptureId, CaptureInfo, CaptureState, ChangefeedInfo, ChangefeedSchedule, ChangefeedUuid,
-    ControllerTerm, NewChangefeed, ProcessorSchedule, ProcessorTarget, Revision, ScheduleSnapshot,
-    ScheduleState, ScheduleTarget,
+    ControllerTerm, NewChangefeed, ProcessorSchedule, ProcessorStatus, ProcessorTarget, Revision,
+    ScheduleSnapshot, ScheduleState, ScheduleTarget,
 };
 use metadata_api::observation::ControllerObservation;
 use metadata_api::store::{Authority, MAX_BATCH};
@@ -83,8 +83,8 @@ impl ControllerObserver {
 
     /// A database that does not know any more what it committed was failed over: the watch will see it. Without that a launch
     /// that was lost would be waited for until something else moves the revision.
-    fn wrote(&self, set: &[Result<ChangefeedSchedule>]) {
-        let newest = set.iter().flatten().map(|schedule| schedule.revision).max();
+    fn wrote(&self, revisions: impl Iterator<Item = Revision>) {
+        let newest = revisions.max();
         let mut observed = lock(&self.capture.inner.observed);
         observed.written = newest.map_or(observed.written, |newest| newest.max(observed.written));
     }
@@ -187,7 +187,7 @@ impl ControllerObservation for ControllerObserver {
     async fn set_owner(&self, target: ScheduleTarget) -> Result<ChangefeedSchedule> {
         self.check_office()?;
         let mut answers = self.capture.inner.store.owner_set(self.term, &[target]).await?;
-        self.wrote(&answers);
+        self.wrote(answers.iter().flatten().map(|schedule| schedule.revision));
         answers
             .pop()
             .unwrap_or_else(|| Err(MetadataError::conflict("the store gave no answer for the target")))
@@ -198,7 +198,7 @@ impl ControllerObservation for ControllerObserver {
         for batch in targets.chunks(MAX_BATCH) {
             self.check_office()?;
             let set = self.capture.inner.store.owner_set(self.term, batch).await?;
-            self.wrote(&set);
+            self.wrote(set.iter().flatten().map(|schedule| schedule.revision));
             answers.extend(set);
         }
         Ok(answers)
@@ -210,7 +210,13 @@ impl ControllerObservation for ControllerObserver {
         targets: &[ProcessorTarget],
     ) -> Result<Vec<ProcessorSchedule>> {
         self.check_office()?;
-        self.capture.inner.store.processor_set(self.term, changefeed, targets).await
+        let set = self.capture.inner.store.processor_set(self.term, changefeed, targets).await?;
+        self.wrote(set.iter().map(|row| row.revision));
+        Ok(set)
+    }
+
+    async fn processors(&self, which: Option<&[ChangefeedUuid]>) -> Result<Vec<ProcessorStatus>> {
+        self.capture.inner.store.processors(which).await
     }
 
     async fn changefeed_schedule(&self, changefeed: ChangefeedUuid) -> Result<Option<ChangefeedSchedule>> {

@@ -14,6 +14,8 @@ use metadata_api::{MetadataError, Result};
 use metrics::{counter, histogram};
 use tokio_util::sync::CancellationToken;
 
+use super::processors::attend;
+
 /// After a look that failed: a database in need is not asked again as fast as it refuses.
 const AFTER_FAILURE: Duration = Duration::from_millis(200);
 
@@ -22,8 +24,12 @@ const AFTER_FAILURE: Duration = Duration::from_millis(200);
 const USELESS_AFTER: Duration = Duration::from_secs(10);
 
 /// The callback that runs [`run`] whenever this capture is elected.
-pub fn callback(policy: PlanPolicy) -> ControllerCallback {
-    Arc::new(move |controller, cancel| async move { run(&*controller, &policy, &cancel).await }.boxed())
+///
+/// `processors`: whether processors are attached and detached; if not, that is left to the application.
+pub fn callback(policy: PlanPolicy, processors: bool) -> ControllerCallback {
+    Arc::new(move |controller, cancel| {
+        async move { run(&*controller, &policy, processors, &cancel).await }.boxed()
+    })
 }
 
 /// Looks, plans and acts until cancelled or fenced, or until its own capture drains and another one may lead: then the
@@ -38,6 +44,7 @@ pub fn callback(policy: PlanPolicy) -> ControllerCallback {
 pub async fn run(
     controller: &dyn ControllerObservation,
     policy: &PlanPolicy,
+    processors: bool,
     cancel: &CancellationToken,
 ) -> Result<()> {
     let mut memory = PlanMemory::default();
@@ -48,7 +55,7 @@ pub async fn run(
         let looked = tokio::select! {
             biased;
             () = cancel.cancelled() => return Ok(()),
-            looked = look(controller, policy, &mut memory, again) => looked,
+            looked = look(controller, policy, processors, &mut memory, again) => looked,
         };
         match looked {
             Ok(None) => {
@@ -105,6 +112,7 @@ enum Again {
 async fn look(
     controller: &dyn ControllerObservation,
     policy: &PlanPolicy,
+    processors: bool,
     memory: &mut PlanMemory,
     again: Again,
 ) -> Result<Option<Again>> {
@@ -123,19 +131,27 @@ async fn look(
         return Ok(Some(again));
     }
     let may_launch = policy.may_launch && controller.may_launch();
-    let mut next = Again::Never;
+    let (mut next, mut waits) = (Again::Never, false);
     // What was taken from a capture is given to another at once, not when the watch has seen that it was taken.
     for _ in 0..2 {
         let snapshot = controller.schedule_snapshot().await?;
         let plan = plan_calmly(&snapshot, &PlanPolicy { may_launch, ..*policy }, memory, controller.now());
         histogram!("cdc_controller_plan_actions").record(count(plan.steps.len()));
         next = plan.again_at.map_or(Again::Never, Again::At);
-        act(controller, &plan.steps).await?;
+        let acted = act(controller, &plan.steps).await;
+        if acted.as_ref().is_err_and(|error| error.is_fenced() || error.is_transient()) {
+            return acted.map(|()| None);
+        }
+        if processors {
+            let heard = |capture| memory.is_heard(capture, policy, now);
+            waits = attend(controller, &snapshot, may_launch, heard).await?;
+        }
+        acted?;
         if !plan.steps.iter().any(|step| matches!(step.action, Action::Release(_))) {
             break;
         }
     }
-    Ok(Some(if may_launch { next } else { Again::Now }))
+    Ok(Some(if may_launch && !waits { next } else { Again::Now }))
 }
 
 /// Whether the controller's own capture is to be emptied, and another one, that lives, can be elected.

@@ -29,6 +29,38 @@ pub(super) struct Running {
     pub(super) fenced_at: Option<BootTime>,
 }
 
+impl Running {
+    /// Told to stop: no new flush; the one in hand may end and be reported.
+    pub(super) fn drain(&mut self) {
+        self.phase = Phase::Draining;
+        self.admission.close();
+        self.stop.cancel();
+    }
+
+    /// No flush and no report any more.
+    pub(super) fn fence(&mut self) {
+        self.phase = Phase::Fenced;
+        self.admission.fence();
+        self.stop.cancel();
+    }
+
+    /// It may not flush any more, and what it reports is dropped.
+    pub(super) fn is_fenced(&self) -> bool {
+        self.phase == Phase::Fenced || self.admission.is_fenced()
+    }
+
+    /// Whether it was told to stop, or fenced.
+    pub(super) fn was_told(&self) -> bool {
+        self.phase != Phase::Admitting || self.admission.is_fenced()
+    }
+
+    /// Whether it goes on for so long after it was fenced that only the end of the process stops it for certain. Says `None`
+    /// when it is not fenced.
+    pub(super) fn is_stuck(&mut self, now: BootTime, after: Duration) -> Option<bool> {
+        (self.phase == Phase::Fenced).then(|| now.since(*self.fenced_at.get_or_insert(now)) >= after)
+    }
+}
+
 /// One changefeed on this capture.
 pub(super) struct Feed {
     pub(super) order: (ScheduleState, OwnerEpoch),
@@ -96,25 +128,7 @@ impl Feed {
     /// The entry for the capture's progress row.
     pub(super) fn owned_progress(&self) -> Option<OwnedProgress> {
         let owner_epoch = self.running.as_ref().map_or(self.order.1, |running| running.term.epoch);
-        self.progress_under(owner_epoch).map(|progress| OwnedProgress { owner_epoch, progress })
-    }
-
-    /// Told to stop: no new flush; the one in hand may end and be reported.
-    pub(super) fn drain(&mut self) {
-        if let Some(running) = &mut self.running {
-            running.phase = Phase::Draining;
-            running.admission.close();
-            running.stop.cancel();
-        }
-    }
-
-    /// No flush and no report any more.
-    pub(super) fn fence(&mut self) {
-        if let Some(running) = &mut self.running {
-            running.phase = Phase::Fenced;
-            running.admission.fence();
-            running.stop.cancel();
-        }
+        self.progress_under(owner_epoch).map(|progress| OwnedProgress::new(owner_epoch, progress))
     }
 
     /// The task has ended. Gives what it was, and whether it had moved since its start.

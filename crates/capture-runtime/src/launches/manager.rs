@@ -9,8 +9,8 @@ use std::time::Duration;
 use futures::{FutureExt, StreamExt};
 use metadata_api::decision::feed_state::FeedEvent;
 use metadata_api::model::{
-    BootTime, CaptureProgress, ChangefeedUuid, OwnerEpoch, OwnerLaunch, OwnerTerm, RunningError,
-    ScheduleState,
+    BootTime, CaptureProgress, ChangefeedUuid, OwnerEpoch, OwnerLaunch, OwnerTerm, ProcessorTerm,
+    RunningError, ScheduleState,
 };
 use metadata_api::observation::{CaptureObservation, OwnerChange};
 use metadata_api::store::{MAX_BATCH, OwnerRelease};
@@ -20,15 +20,18 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::carrying::Spec;
+use super::coordinator;
 use super::entry::{LaunchStep, Outcome, Phase, Situation, next_step};
 use super::failing::Verdict;
 use super::feed::{Feed, Running};
+use super::shares::Shares;
 use super::state_report::StateReport;
 use crate::RuntimeError;
 use crate::admission::Admission;
 use crate::observer::CaptureObserver;
 use crate::pace;
-use crate::task::{ProgressReporter, TaskContext, TaskEnd, TaskError, TaskFactory};
+use crate::task::{ProgressReporter, Share, TaskContext, TaskEnd, TaskError, TaskFactory};
 
 /// Between two looks at everything: progress is written, states are reported.
 const TICK: Duration = Duration::from_secs(1);
@@ -41,7 +44,7 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(10);
 /// How many states are written at a time: a thousand changefeeds may fail in one moment, and the pool has other work.
 const REPORTS_AT_A_TIME: usize = 2;
 /// Before the store is asked again about a launch that it did not confirm.
-const ASK_AGAIN: Duration = Duration::from_millis(500);
+pub(super) const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Why [`run`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,26 +58,30 @@ pub(crate) enum Exit {
 }
 
 /// What came back from the store or a task.
-enum Event {
+pub(super) enum Event {
     TaskEnded { changefeed: ChangefeedUuid, result: Result<TaskEnd, TaskError> },
     Loaded { asked: Vec<(ChangefeedUuid, OwnerEpoch)>, result: Result<Vec<OwnerLaunch>> },
     Released { asked: Vec<OwnerRelease>, result: Result<Vec<Result<()>>> },
     Advanced { written: CaptureProgress, result: Result<()> },
     Recovered(Result<()>),
     Reported { changefeed: ChangefeedUuid, result: Result<()> },
+    ShareLoaded { term: ProcessorTerm, result: Result<Spec> },
+    ShareEnded { share: Share, result: Result<TaskEnd, TaskError> },
+    ShareReleased { term: ProcessorTerm, result: Result<()> },
 }
 
-struct Manager {
-    observer: CaptureObserver,
-    factory: Arc<dyn TaskFactory>,
+pub(super) struct Manager {
+    pub(super) observer: CaptureObserver,
+    pub(super) factory: Arc<dyn TaskFactory>,
     feeds: BTreeMap<ChangefeedUuid, Feed>,
-    situation: Situation,
+    pub(super) shares: Shares,
+    pub(super) situation: Situation,
     /// The capture has been alive once.
     started: bool,
     /// Since when it has been stopping, with no task left.
     stopped_since: Option<BootTime>,
-    tasks: JoinSet<Event>,
-    asks: JoinSet<Event>,
+    pub(super) tasks: JoinSet<Event>,
+    pub(super) asks: JoinSet<Event>,
     reports: Arc<Semaphore>,
     to_launch: BTreeMap<ChangefeedUuid, OwnerEpoch>,
     loading: bool,
@@ -82,8 +89,10 @@ struct Manager {
     releasing: bool,
     /// No release before it: the last one could not be written.
     release_from: BootTime,
-    advanced: CaptureProgress,
+    pub(super) advanced: CaptureProgress,
     advancing: bool,
+    /// Somebody waits for what there is to say: it is written at once, and not at the next tick.
+    pub(super) advance_soon: bool,
     restoring: bool,
     /// No try to recover before it: the last one failed.
     recover_from: BootTime,
@@ -102,11 +111,17 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) -> Result<Exit, RuntimeError> {
     let mut orders = observer.owner_changes();
+    let mut carried = if factory.runs_processors() {
+        observer.processor_changes().fuse().boxed()
+    } else {
+        futures::stream::empty().boxed()
+    };
     let now = observer.inner.clock.now();
     let mut manager = Manager {
         observer,
         factory,
         feeds: BTreeMap::new(),
+        shares: Shares::default(),
         situation: Situation { alive: false, recovering: false, stopping: false, expelled: false },
         started: false,
         stopped_since: None,
@@ -120,6 +135,7 @@ pub(crate) async fn run(
         release_from: now,
         advanced: CaptureProgress::default(),
         advancing: false,
+        advance_soon: false,
         restoring: false,
         recover_from: now,
         fencing: false,
@@ -139,6 +155,7 @@ pub(crate) async fn run(
             }
             () = stop.cancelled(), if !situation.stopping => manager.situation.stopping = true,
             Some(order) = orders.next() => manager.order(order),
+            Some(order) = carried.next() => manager.shares.order(order),
             Some(ended) = manager.tasks.join_next() => manager.take_in(intact(ended)?),
             Some(answered) = manager.asks.join_next() => manager.take_in(intact(answered)?),
             () = tokio::time::sleep(wake) => {}
@@ -154,14 +171,14 @@ fn intact(ended: Result<Event, JoinError>) -> Result<Event, RuntimeError> {
 }
 
 /// A call of the store, whose panic is an error like any other: whoever waits for the answer must get one.
-async fn caught<T>(transaction: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
+pub(super) async fn caught<T>(transaction: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
     AssertUnwindSafe(call).catch_unwind().await.unwrap_or_else(|_| {
         Err(MetadataError::Unavailable { transaction, source: "the store panicked; see the log".into() })
     })
 }
 
 impl Manager {
-    fn now(&self) -> BootTime {
+    pub(super) fn now(&self) -> BootTime {
         self.observer.inner.clock.now()
     }
 
@@ -185,8 +202,8 @@ impl Manager {
         for (changefeed, feed) in &mut self.feeds {
             match next_step(&feed.entry(now), situation) {
                 LaunchStep::Wait => {}
-                LaunchStep::Drain => feed.drain(),
-                LaunchStep::Fence => feed.fence(),
+                LaunchStep::Drain => feed.running.iter_mut().for_each(Running::drain),
+                LaunchStep::Fence => feed.running.iter_mut().for_each(Running::fence),
                 LaunchStep::Launch(epoch) => {
                     self.to_launch.insert(*changefeed, epoch);
                     feed.asking = true;
@@ -201,6 +218,7 @@ impl Manager {
         for changefeed in dropped {
             self.feeds.remove(&changefeed);
         }
+        self.settle_shares();
         self.look_for_stuck(now)?;
         self.recover(now);
         self.load();
@@ -209,6 +227,8 @@ impl Manager {
             self.ticked_at = now;
             self.advance();
             self.report_states();
+        } else if self.advance_soon {
+            self.advance();
         }
         Ok(())
     }
@@ -233,12 +253,11 @@ impl Manager {
     fn look_for_stuck(&mut self, now: BootTime) -> Result<(), RuntimeError> {
         let mut stuck = Vec::new();
         self.fencing = false;
-        for (changefeed, feed) in &mut self.feeds {
-            let Some(running) = feed.running.as_mut().filter(|running| running.phase == Phase::Fenced) else {
-                continue;
-            };
-            self.fencing = true;
-            if now.since(*running.fenced_at.get_or_insert(now)) >= STUCK_AFTER {
+        let owned = self.feeds.iter_mut().filter_map(|(uuid, feed)| Some((uuid, feed.running.as_mut()?)));
+        for (changefeed, running) in owned.chain(self.shares.running()) {
+            let is_stuck = running.is_stuck(now, STUCK_AFTER);
+            self.fencing |= is_stuck.is_some();
+            if is_stuck == Some(true) {
                 stuck.push(*changefeed);
             }
         }
@@ -255,12 +274,13 @@ impl Manager {
         if !self.situation.stopping {
             return None;
         }
-        if self.feeds.is_empty() {
+        if self.feeds.is_empty() && self.shares.are_released() {
             return Some(Exit::Released);
         }
         let now = self.now();
         let waited = now.since(*self.stopped_since.get_or_insert(now));
-        let unreleasable = self.feeds.values().all(|feed| feed.unknown_flush);
+        let unreleasable =
+            self.feeds.values().all(|feed| feed.unknown_flush) && self.shares.are_unreleasable();
         let may_not = self.started && !self.situation.alive;
         (unreleasable || may_not || waited >= RELEASE_LIMIT).then_some(Exit::Unreleased)
     }
@@ -302,6 +322,9 @@ impl Manager {
                     }
                 }
             }
+            Event::ShareLoaded { term, result } => self.share_loaded(term, result),
+            Event::ShareEnded { share, result } => self.share_ended(&share, result),
+            Event::ShareReleased { term, result } => self.share_released(term, result),
             Event::Reported { changefeed, result } => {
                 if let Some(feed) = self.feeds.get_mut(&changefeed) {
                     feed.state.done(result.is_err_and(|error| error.is_transient()));
@@ -393,6 +416,7 @@ impl Manager {
         counter!("cdc_changefeed_launches_total").increment(1);
         let context = TaskContext {
             term: launch.term,
+            share: None,
             launch: feed.launches,
             info: running.info.clone(),
             upstream: launch.upstream,
@@ -402,9 +426,10 @@ impl Manager {
             stop: running.stop.clone(),
         };
         feed.running = Some(running);
-        let factory = self.factory.clone();
+        let (observer, factory) = (self.observer.clone(), self.factory.clone());
         self.tasks.spawn(async move {
-            let result = AssertUnwindSafe(factory.run(context)).catch_unwind().await;
+            let running = coordinator::run(observer, factory, context);
+            let result = AssertUnwindSafe(running).catch_unwind().await;
             let result = result.unwrap_or_else(|_| {
                 Err(TaskError::retryable(
                     "CDC:ErrInternalServerError",
@@ -427,7 +452,7 @@ impl Manager {
         let failure = |error: &TaskError| RunningError {
             time,
             addr: addr.clone(),
-            code: error.code.to_owned(),
+            code: error.code.clone().into_owned(),
             message: error.message.clone(),
         };
         match result {
@@ -563,7 +588,9 @@ impl Manager {
     fn progress(&self) -> CaptureProgress {
         let entries =
             self.feeds.iter().filter_map(|(changefeed, feed)| Some((*changefeed, feed.owned_progress()?)));
-        CaptureProgress(entries.collect())
+        let mut entries = entries.collect();
+        self.shares.report_into(&mut entries);
+        CaptureProgress(entries)
     }
 
     fn advance(&mut self) {
@@ -573,6 +600,7 @@ impl Manager {
             return;
         }
         let progress = self.progress();
+        self.advance_soon = false;
         if progress == self.advanced {
             return;
         }

@@ -216,7 +216,7 @@ impl CaptureObserver {
     }
 
     /// The same for an attachment that has stopped.
-    fn forget_attachment(&self, term: ProcessorTerm) {
+    pub(crate) fn forget_attachment(&self, term: ProcessorTerm) {
         self.inner.attached.send_if_modified(|attached| {
             let done = attached.get(&term.changefeed).is_some_and(|known| known.term == term);
             if done {

@@ -174,7 +174,7 @@ impl Watch<'_> {
                 break;
             }
         }
-        if look::brings_launches(&before, &orders) {
+        if look::brings_launches(&before, &orders) || attached_before != attached {
             self.check_own_beat().await?;
         }
         self.publish(&before, &orders);

@@ -115,7 +115,7 @@ async fn capture_observation() {
 
     // Its own progress, in the application's words; what an epoch that is over says moves nothing.
     let mut said = CaptureProgress::default();
-    said.0.insert(feed, OwnedProgress { owner_epoch: owner.term().epoch, progress: progress(Ts(9_000)) });
+    said.0.insert(feed, OwnedProgress::new(owner.term().epoch, progress(Ts(9_000))));
     observer.advance(&said).await.unwrap();
     assert!(world.checkpoint(feed) < Ts(9_000));
 }

@@ -11,6 +11,7 @@ mod processors;
 mod repair;
 mod restarts;
 mod restored;
+mod split;
 mod stopping;
 mod tasks;
 

@@ -18,6 +18,13 @@ use serde_json::json;
 use super::{ms, secs};
 use crate::world::World;
 
+/// A world whose captures leave processors to the test.
+async fn by_hand(captures: usize, changefeeds: usize) -> (World, Vec<ChangefeedUuid>) {
+    let mut world = World::new(1);
+    world.processors_by_hand = true;
+    world.filled(captures, changefeeds).await
+}
+
 type Changes = BoxStream<'static, ProcessorChange>;
 
 /// Within two polls and the round trips of them.
@@ -76,7 +83,7 @@ async fn post_removed(world: &World, feed: ChangefeedUuid, process: usize) {
 
 #[tokio::test(start_paused = true)]
 async fn attached_and_detached() {
-    let (world, feeds) = World::running(3, 1).await;
+    let (world, feeds) = by_hand(3, 1).await;
     let (feed, owner) = (feeds[0], world.owner(feeds[0]).unwrap());
     let (one, other) = ((owner + 1) % 3, (owner + 2) % 3);
     let (mut ordered, mut others) = (orders(&world, one), orders(&world, other));
@@ -126,7 +133,7 @@ async fn attached_and_detached() {
 /// Between two looks it stopped and was attached anew: the states are equal, the epochs are not.
 #[tokio::test(start_paused = true)]
 async fn a_new_attachment_at_equal_state_is_seen() {
-    let (world, feeds) = World::running(2, 1).await;
+    let (world, feeds) = by_hand(2, 1).await;
     let (feed, owner) = (feeds[0], world.owner(feeds[0]).unwrap());
     let mut seen = seen_by_owner(&world, feed).await;
     // Being owner and processor are two things.
@@ -152,7 +159,7 @@ async fn a_new_attachment_at_equal_state_is_seen() {
 
 #[tokio::test(start_paused = true)]
 async fn a_sealed_capture_is_no_processor_any_more() {
-    let (world, feeds) = World::running(3, 1).await;
+    let (world, feeds) = by_hand(3, 1).await;
     let (feed, owner) = (feeds[0], world.owner(feeds[0]).unwrap());
     let lost = world.follower(&[owner]);
     let (mut ordered, mut seen) = (orders(&world, lost), seen_by_owner(&world, feed).await);
@@ -177,7 +184,7 @@ async fn a_sealed_capture_is_no_processor_any_more() {
 /// A row that is gone leaves no revision behind, but the count does not match.
 #[tokio::test(start_paused = true)]
 async fn what_no_revision_tells_of_is_found() {
-    let (world, feeds) = World::running(2, 1).await;
+    let (world, feeds) = by_hand(2, 1).await;
     let (feed, owner) = (feeds[0], world.owner(feeds[0]).unwrap());
     let (mut ordered, mut seen) = (orders(&world, 1 - owner), seen_by_owner(&world, feed).await);
     let term = attach(&world, feed, 1 - owner).await;
@@ -194,7 +201,7 @@ async fn what_no_revision_tells_of_is_found() {
 
 #[tokio::test(start_paused = true)]
 async fn a_restored_database_ends_every_attachment() {
-    let (world, feeds) = World::running(2, 1).await;
+    let (world, feeds) = by_hand(2, 1).await;
     let (feed, owner) = (feeds[0], world.owner(feeds[0]).unwrap());
     let backup = world.db.backup();
     let (mut ordered, mut seen) = (orders(&world, 1 - owner), seen_by_owner(&world, feed).await);
@@ -229,7 +236,7 @@ async fn a_restored_database_ends_every_attachment() {
 /// A processor outlives its owner: the next owner is told of it, and the planner launches none before it has stopped.
 #[tokio::test(start_paused = true)]
 async fn an_owner_sees_who_serves_the_former_one() {
-    let (world, feeds) = World::running(3, 1).await;
+    let (world, feeds) = by_hand(3, 1).await;
     let (feed, owner) = (feeds[0], world.owner(feeds[0]).unwrap());
     let (one, other) = ((owner + 1) % 3, (owner + 2) % 3);
     let (mut ordered, mut seen) = (orders(&world, one), seen_by_owner(&world, feed).await);

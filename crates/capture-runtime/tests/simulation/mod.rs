@@ -203,7 +203,11 @@ async fn story(seed: u64) -> Story {
     for _ in 0..size.captures {
         world.start();
     }
-    let feeds = world.create(size.changefeeds).await;
+    let split = (size.changefeeds / 10).clamp(3, 20).min(size.changefeeds);
+    let mut feeds = world.create(size.changefeeds - split).await;
+    for n in 0..split {
+        feeds.push(world.create_split(2 + n % 5, u32::try_from(2 + n % 4).unwrap_or(2)).await);
+    }
     let mut nemesis = Nemesis::new(&world, feeds, size.captures);
     let end = world.now() + size.faults_for;
     while world.now() < end {
@@ -251,6 +255,14 @@ async fn story(seed: u64) -> Story {
     .await;
     for feed in feeds {
         let schedule = world.schedule(feed).unwrap();
+        if !world.outside.last_writes(feed).is_empty() {
+            // Tables of captures that stop in one moment stop one by one: the last word may be older than the last write.
+            assert!(
+                world.checkpoint(feed) <= world.outside.high(feed),
+                "{feed} is not said to be further than it is"
+            );
+            continue;
+        }
         let last = world.outside.last_write(feed).unwrap();
         if schedule.state != ScheduleState::Removed {
             // On its way to a capture that stopped before it saw the order: sealed, so that the next controller takes it.

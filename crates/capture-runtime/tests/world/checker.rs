@@ -5,7 +5,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use metadata_api::decision::schedule::{ScheduledChangefeed, check_schedule_state};
-use metadata_api::model::{CaptureId, CaptureState, ChangefeedUuid, ControllerEpoch, ScheduleState, Ts};
+use metadata_api::model::{
+    CaptureId, CaptureState, ChangefeedUuid, ControllerEpoch, ProcessorSchedule, ScheduleState, Ts,
+};
 use metadata_memory::{Change, Commit, Recorder, Tables};
 
 use super::outside::Outside;
@@ -96,13 +98,28 @@ impl Recorder for Checker {
                             self.violations.add(&format!("{name}: {error}"));
                         }
                         if after.state == ScheduleState::Removed && before.state != ScheduleState::Removed {
-                            for flush in self.outside.in_flight(row.key) {
+                            // Processors run on under their own terms.
+                            let flushes = self.outside.in_flight(row.key);
+                            for flush in flushes.iter().filter(|flush| flush.part.is_none()) {
                                 self.violations
                                     .add(&format!("{name}: released with a flush in flight: {flush:?}"));
                             }
                         }
                     }
                     self.look_at_progress(state, row.key, tables, name);
+                }
+                Change::Processor(row) => {
+                    let state = |row: &ProcessorSchedule| row.state;
+                    if let (Some(before), Some(after)) = (row.before.as_deref(), row.after.as_deref())
+                        && state(before) != ScheduleState::Removed
+                        && state(after) == ScheduleState::Removed
+                    {
+                        for flush in self.outside.in_flight_of(before.term()) {
+                            self.violations.add(&format!(
+                                "{name}: a processor released with a flush in flight: {flush:?}"
+                            ));
+                        }
+                    }
                 }
                 Change::Progress(row) => {
                     if state.sealed.contains(&row.key) && row.after.is_some() && name == "capture.advance" {

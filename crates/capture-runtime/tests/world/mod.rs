@@ -25,6 +25,7 @@ use metadata_api::model::{
 };
 use metadata_api::observation::ChangefeedAdmin as _;
 use metadata_memory::{MemoryCluster, MemoryStore};
+use serde_json::json;
 use uuid::Uuid;
 
 pub use checker::Checker;
@@ -34,7 +35,7 @@ pub use faults::PlannedFaults;
 pub use log::log_to_stderr;
 pub use outside::Outside;
 pub use process::{Process, healthy};
-pub use task::{Behaviour, Factory, Gate, Incident, Latch, progress};
+pub use task::{Behaviour, Factory, Gate, Incident, Latch, TABLES, progress};
 
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(5);
@@ -76,6 +77,8 @@ pub struct World {
     pub labels: BTreeMap<String, String>,
     /// The address of whoever is started next, unless it is to have one of its own.
     pub addr: Option<String>,
+    /// Processors are left to the test.
+    pub processors_by_hand: bool,
     /// An operator's handle, over a network without faults.
     pub store: MemoryStore,
     pub admin: Admin,
@@ -107,13 +110,19 @@ impl World {
             processes: Vec::new(),
             labels: BTreeMap::new(),
             addr: None,
+            processors_by_hand: false,
             names: 0,
         }
     }
 
     /// One with so many captures and changefeeds, all of them running.
     pub async fn running(captures: usize, changefeeds: usize) -> (Self, Vec<ChangefeedUuid>) {
-        let mut world = Self::new(1);
+        Self::new(1).filled(captures, changefeeds).await
+    }
+
+    /// The same of an empty one.
+    pub async fn filled(self, captures: usize, changefeeds: usize) -> (Self, Vec<ChangefeedUuid>) {
+        let mut world = self;
         for _ in 0..captures {
             world.start();
         }
@@ -182,6 +191,18 @@ impl World {
         change(&mut new);
         let uuid = self.admin.create(&new).await.unwrap().uuid;
         self.outside.expect(uuid, new.task_position.checkpoint_ts);
+        uuid
+    }
+
+    /// Creates a changefeed with so many tables, on at most so many captures.
+    pub async fn create_split(&mut self, tables: usize, max_processors: u32) -> ChangefeedUuid {
+        let uuid = self
+            .create_one(|new| {
+                new.config.0.insert(TABLES.to_owned(), json!(tables));
+                new.config.0.insert("placement".to_owned(), json!({ "max_processors": max_processors }));
+            })
+            .await;
+        self.outside.expect_tables(uuid, tables, START);
         uuid
     }
 
@@ -323,6 +344,11 @@ impl World {
             if schedule.state == ScheduleState::Launched { schedule.term() } else { None }
         });
         let Some(term) = term else { return false };
+        let tables = self.outside.last_writes(changefeed);
+        if !tables.is_empty() {
+            let moves = |write: &outside::Write| write.term.epoch == term.epoch && write.at >= since;
+            return tables.iter().all(|last| last.as_ref().is_some_and(moves));
+        }
         processes.get(&term.capture).is_some_and(|process| self.processes[*process].runs())
             && self
                 .outside

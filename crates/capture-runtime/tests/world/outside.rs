@@ -2,17 +2,78 @@
 //!
 //! A flush of a changefeed writes the range `(from, to]`. The outside keeps how far each has come and checks at each write
 //! that nothing is skipped, that no older epoch writes after a newer one, and that at that very moment the database still names
-//! the writer as the owner.
+//! the writer as the owner, or as the processor that was ordered to run the table.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use metadata_api::model::{CaptureState, ChangefeedUuid, OwnerEpoch, OwnerTerm, ScheduleState, Ts};
-use metadata_memory::MemoryCluster;
+use capture_runtime::task::Share;
+use metadata_api::decision::assignment::TableOrders;
+use metadata_api::model::{
+    CaptureId, CaptureState, ChangefeedUuid, OwnerEpoch, OwnerTerm, ProcessorTerm, ScheduleState, TableId,
+    Ts, Version,
+};
+use metadata_memory::{MemoryCluster, Tables};
 
 use super::task::{Behaviour, Incident};
 use super::{Violations, WorldTime};
+
+/// A processor's share of a changefeed; the table by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub table: usize,
+    pub processor: ProcessorTerm,
+    pub since: Version,
+}
+
+/// The name of a table.
+pub fn table(number: usize) -> TableId {
+    TableId(format!("t{number}"))
+}
+
+impl From<&Share> for Part {
+    fn from(share: &Share) -> Self {
+        let number = share.table.0.strip_prefix('t').and_then(|number| number.parse().ok());
+        Self { table: number.expect("a table of ours"), processor: share.processor, since: share.since }
+    }
+}
+
+/// Who writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Writer {
+    pub term: OwnerTerm,
+    pub part: Option<Part>,
+}
+
+impl Writer {
+    fn place(&self) -> Place {
+        (self.term.changefeed, self.part.map(|part| part.table))
+    }
+
+    /// Whether the database names it, as far as `tables` says.
+    fn is_named(&self, tables: &Tables) -> bool {
+        let lives = |capture: CaptureId| {
+            tables.capture(capture).is_some_and(|row| row.state != CaptureState::Offline)
+        };
+        let Some(part) = &self.part else {
+            let Some(schedule) = tables.schedule(self.term.changefeed) else { return false };
+            return schedule.term() == Some(self.term)
+                && schedule.state != ScheduleState::Removed
+                && lives(self.term.capture);
+        };
+        let row = tables.processors(self.term.changefeed).find(|row| row.term() == part.processor);
+        row.is_some_and(|row| {
+            let orders = TableOrders::decode(row).expect("orders");
+            row.state != ScheduleState::Removed
+                && orders.0.get(&table(part.table)).is_some_and(|order| order.since == part.since)
+                && lives(row.capture)
+        })
+    }
+}
+
+/// A changefeed, or a table of one.
+type Place = (ChangefeedUuid, Option<usize>);
 
 /// One write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +81,7 @@ pub struct Write {
     pub at: Duration,
     pub process: usize,
     pub term: OwnerTerm,
+    pub part: Option<Part>,
     pub launch: u64,
     pub from: Ts,
     pub to: Ts,
@@ -29,6 +91,7 @@ pub struct Write {
 #[derive(Clone, Debug)]
 pub struct Launched {
     pub term: OwnerTerm,
+    pub part: Option<Part>,
     pub launch: u64,
     pub start: Ts,
     pub sink: String,
@@ -47,6 +110,7 @@ pub struct Ended {
 pub struct Flush {
     pub process: usize,
     pub term: OwnerTerm,
+    pub part: Option<Part>,
     pub began: Duration,
     /// Past it, it does not reach the outside any more.
     pub ends_by: Duration,
@@ -61,7 +125,7 @@ struct Feed {
 
 #[derive(Default)]
 struct State {
-    feeds: BTreeMap<ChangefeedUuid, Feed>,
+    feeds: BTreeMap<Place, Feed>,
     writes: Vec<Write>,
     written: u64,
     digest: u64,
@@ -103,7 +167,25 @@ impl Outside {
 
     /// A changefeed exists, and everything at or before `start` is outside already.
     pub fn expect(&self, changefeed: ChangefeedUuid, start: Ts) {
-        self.state().feeds.insert(changefeed, Feed { high: start, ..Feed::default() });
+        let mut state = self.state();
+        state.feeds.retain(|(other, _), _| *other != changefeed);
+        state.feeds.insert((changefeed, None), Feed { high: start, ..Feed::default() });
+    }
+
+    /// It is split into so many tables, when several captures may carry it.
+    pub fn expect_tables(&self, changefeed: ChangefeedUuid, tables: usize, start: Ts) {
+        let mut state = self.state();
+        state.feeds.retain(|(other, _), _| *other != changefeed);
+        for number in 0..tables {
+            state.feeds.insert((changefeed, Some(number)), Feed { high: start, ..Feed::default() });
+        }
+    }
+
+    /// The last write of each of a changefeed's tables, if it is split.
+    pub fn last_writes(&self, changefeed: ChangefeedUuid) -> Vec<Option<Write>> {
+        let state = self.state();
+        let tables = state.feeds.range((changefeed, Some(0))..=(changefeed, Some(usize::MAX)));
+        tables.map(|(_, feed)| feed.last).collect()
     }
 
     pub fn behave(&self, changefeed: ChangefeedUuid, behaviour: Behaviour) {
@@ -121,7 +203,9 @@ impl Outside {
     }
 
     pub fn high(&self, changefeed: ChangefeedUuid) -> Ts {
-        self.state().feeds.get(&changefeed).map_or(Ts::ZERO, |feed| feed.high)
+        let state = self.state();
+        let places = state.feeds.range((changefeed, None)..=(changefeed, Some(usize::MAX)));
+        places.map(|(_, feed)| feed.high).min().unwrap_or(Ts::ZERO)
     }
 
     /// Every write, in order.
@@ -131,7 +215,9 @@ impl Outside {
 
     /// The last write of a changefeed.
     pub fn last_write(&self, changefeed: ChangefeedUuid) -> Option<Write> {
-        self.state().feeds.get(&changefeed).and_then(|feed| feed.last)
+        let state = self.state();
+        let places = state.feeds.range((changefeed, None)..=(changefeed, Some(usize::MAX)));
+        places.filter_map(|(_, feed)| feed.last).max_by_key(|write| write.at)
     }
 
     pub fn launches(&self) -> Vec<Launched> {
@@ -193,6 +279,13 @@ impl Outside {
             .collect()
     }
 
+    /// Flushes under way of what a processor carries.
+    pub fn in_flight_of(&self, processor: ProcessorTerm) -> Vec<Flush> {
+        let mut flushes = self.in_flight(processor.changefeed);
+        flushes.retain(|flush| flush.part.is_some_and(|part| part.processor == processor));
+        flushes
+    }
+
     /// From now on no lists of writes, launches and ends are kept.
     pub fn keep_no_history(&self) {
         self.state().keeps_no_history = true;
@@ -220,7 +313,8 @@ impl Outside {
 
     pub(super) fn launched(&self, launched: Launched) {
         let changefeed = launched.term.changefeed;
-        let high = self.high(changefeed);
+        let place = (changefeed, launched.part.map(|part| part.table));
+        let high = self.state().feeds.get(&place).map_or(Ts::ZERO, |feed| feed.high);
         if launched.start > high {
             self.violations.add(&format!(
                 "changefeed {changefeed} starts at {}, and only {high} is outside: {launched:?}",
@@ -245,16 +339,25 @@ impl Outside {
         self.state().refused += 1;
     }
 
-    pub(super) fn flush_begins(&self, process: usize, term: OwnerTerm, timeout: Duration) -> u64 {
+    pub(super) fn flush_begins(&self, process: usize, writer: Writer, timeout: Duration) -> u64 {
+        let Writer { term, part } = writer;
         let others = self.in_flight(term.changefeed);
-        if let Some(other) = others.iter().find(|other| other.term != term) {
-            self.violations.add(&format!("two admitted writers: {term:?} and {other:?}"));
+        let of = |flush: &Flush| Writer { term: flush.term, part: flush.part };
+        let is_other = |flush: &&Flush| of(flush) != writer && of(flush).place() == writer.place();
+        if let Some(other) = others.iter().find(is_other) {
+            self.violations.add(&format!("two admitted writers: {writer:?} and {other:?}"));
+        }
+        // One that runs it whole, and one that runs a table, are two as well.
+        if let Some(other) = others.iter().find(|other| other.part.is_some() != part.is_some()) {
+            self.violations.add(&format!("one writes the whole, and one a part: {writer:?} and {other:?}"));
         }
         let began = self.time.now();
         let mut state = self.state();
         state.flush_ids += 1;
         let id = state.flush_ids;
-        state.flushes.insert((term.changefeed, id), Flush { process, term, began, ends_by: began + timeout });
+        state
+            .flushes
+            .insert((term.changefeed, id), Flush { process, term, part, began, ends_by: began + timeout });
         id
     }
 
@@ -262,26 +365,15 @@ impl Outside {
         self.state().flushes.remove(&(changefeed, id));
     }
 
-    pub(super) fn write(&self, process: usize, term: OwnerTerm, launch: u64, from: Ts, to: Ts) {
-        let write = Write { at: self.time.now(), process, term, launch, from, to };
-        let there = self.db.read(|tables| {
-            let schedule = tables.schedule(term.changefeed)?;
-            let owner = schedule.owner.and_then(|owner| tables.capture(owner)).map(|row| row.state);
-            Some((schedule.term(), schedule.state, owner))
-        });
+    pub(super) fn write(&self, process: usize, writer: Writer, launch: u64, from: Ts, to: Ts) {
+        let Writer { term, part } = writer;
+        let write = Write { at: self.time.now(), process, term, part, launch, from, to };
+        let is_named = self.db.read(|tables| writer.is_named(tables));
         let mut state = self.state();
-        if !state.database_restored {
-            let owned = there.is_some_and(|(there, state, owner)| {
-                there == Some(term)
-                    && state != ScheduleState::Removed
-                    && owner.is_some_and(|state| state != CaptureState::Offline)
-            });
-            if !owned {
-                self.violations
-                    .add(&format!("a writer that the database does not name: {write:?}, {there:?}"));
-            }
+        if !state.database_restored && !is_named {
+            self.violations.add(&format!("a writer that the database does not name: {write:?}"));
         }
-        let feed = state.feeds.entry(term.changefeed).or_default();
+        let feed = state.feeds.entry(writer.place()).or_default();
         if term.epoch < feed.epoch {
             self.violations.add(&format!("epoch {} wrote before: {write:?}", feed.epoch));
         }

@@ -83,6 +83,7 @@ impl Process {
             outside: world.outside.clone(),
             clock: clock.clone(),
             gate: gate.clone(),
+            runs_processors: !world.processors_by_hand,
         };
         let config = CaptureConfig {
             advertise_addr: world.addr.clone().unwrap_or_else(|| format!("process-{index}:8300")),

@@ -8,11 +8,11 @@ use capture_runtime::clock::Clock;
 use capture_runtime::task::{
     NotAdmitted, PreparedTask, TaskContext, TaskEnd, TaskError, TaskFactory, TaskSpec,
 };
-use metadata_api::model::{ChangefeedProgress, SourcePosition, Ts};
+use metadata_api::model::{ChangefeedInfo, ChangefeedProgress, SourcePosition, TableId, Ts, UpstreamInfo};
 use tokio::sync::Notify;
 
 use super::ProcessClock;
-use super::outside::{Launched, Outside};
+use super::outside::{Launched, Outside, Part, Writer, table};
 
 /// How a task behaves from now on.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +69,11 @@ pub struct Factory {
     pub outside: Outside,
     pub clock: Arc<ProcessClock>,
     pub gate: Arc<Latch>,
+    pub runs_processors: bool,
 }
+
+/// The key of a changefeed's configuration that says into how many tables it can be split.
+pub const TABLES: &str = "tables";
 
 /// A process's [`Gate`]. (Not a `watch`: who waits there is woken in an order that no seed repeats.)
 #[derive(Debug)]
@@ -102,6 +106,7 @@ impl Factory {
 
     async fn go(&self, context: &TaskContext) -> Result<TaskEnd, TaskError> {
         let changefeed = context.term.changefeed;
+        let writer = Writer { term: context.term, part: context.share.as_ref().map(Part::from) };
         let mut at = context.start.clone();
         loop {
             let behaviour = self.outside.behaviour(changefeed);
@@ -136,7 +141,7 @@ impl Factory {
             }
             match context.admission.admit(behaviour.timeout) {
                 Ok(permit) => {
-                    let flush = self.outside.flush_begins(self.process, context.term, behaviour.timeout);
+                    let flush = self.outside.flush_begins(self.process, writer, behaviour.timeout);
                     let began = self.clock.now();
                     tokio::time::sleep(behaviour.latency).await;
                     self.passes().await;
@@ -147,7 +152,7 @@ impl Factory {
                     // The caller enforces the flush's limit: past it nothing is sent any more.
                     if self.clock.now().since(began) <= behaviour.timeout {
                         let to = Ts(at.checkpoint_ts.0 + 1);
-                        self.outside.write(self.process, context.term, context.launch, at.checkpoint_ts, to);
+                        self.outside.write(self.process, writer, context.launch, at.checkpoint_ts, to);
                         at = progress(to);
                     }
                     self.outside.flush_ends(changefeed, flush);
@@ -178,12 +183,22 @@ impl TaskFactory for Factory {
         Ok(PreparedTask { start_ts, task_position: progress(start_ts) })
     }
 
+    fn runs_processors(&self) -> bool {
+        self.runs_processors
+    }
+
+    async fn tables(&self, info: &ChangefeedInfo, _: &UpstreamInfo) -> Result<Vec<TableId>, TaskError> {
+        let count = info.config.0.get(TABLES).and_then(serde_json::Value::as_u64).unwrap_or(0);
+        Ok((0..usize::try_from(count).unwrap()).map(table).collect())
+    }
+
     async fn run(&self, context: TaskContext) -> Result<TaskEnd, TaskError> {
         self.passes().await;
         let start = &context.start;
         assert_eq!(*start, progress(start.checkpoint_ts), "a progress travels whole");
         self.outside.launched(Launched {
             term: context.term,
+            part: context.share.as_ref().map(Part::from),
             launch: context.launch,
             start: start.checkpoint_ts,
             sink: context.info.sink_uri.expose().to_owned(),

@@ -158,9 +158,29 @@ pub struct ChangefeedCommonInfo {
 pub struct CaptureTaskStatus {
     /// The capture.
     pub capture_id: String,
-    /// Its tables.
+    /// TiCDC's ids of its tables: tables have names here, so there are none.
     #[serde(deserialize_with = "null_is_default")]
     pub table_ids: Vec<i64>,
+    /// Ours: its tables.
+    #[serde(deserialize_with = "null_is_default")]
+    pub tables: Vec<CarriedTable>,
+}
+
+/// Ours: a table, or a part of the tables, on a capture.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CarriedTable {
+    /// The table, or which part of how many, as `2/4`.
+    pub table: String,
+    /// `waiting` (ordered, and nothing was heard of it yet), `running`, `stopping`, `stopped`, or `failed`.
+    pub state: String,
+    /// How far it is in the sink.
+    pub checkpoint_ts: u64,
+    /// The same as a time.
+    pub checkpoint_time: JsonTime,
+    /// Why it could not go on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<RunningError>,
 }
 
 /// A changefeed's 128-bit key, in two halves. Ours is 64 bits.
@@ -285,15 +305,22 @@ pub struct ProcessorCommonInfo {
     pub changefeed_id: String,
     /// The capture.
     pub capture_id: String,
+    /// Ours: `launched`, or `removing`.
+    pub state: String,
+    /// Ours: how many tables it carries.
+    pub table_count: usize,
 }
 
 /// `GET /api/v2/processors/{changefeed}/{capture}`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ProcessorDetail {
-    /// Its tables.
+    /// TiCDC's ids of its tables: tables have names here, so there are none.
     #[serde(deserialize_with = "null_is_default")]
     pub table_ids: Vec<i64>,
+    /// Ours: its tables.
+    #[serde(deserialize_with = "null_is_default")]
+    pub tables: Vec<CarriedTable>,
 }
 
 /// `POST /api/v2/verify_table`.

@@ -1,41 +1,40 @@
 //! Which captures carry shares of which changefeeds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::extract::State;
 use axum::response::Response;
-use metadata_api::model::{ChangefeedName, ChangefeedOverview, ProcessorSchedule, ScheduleState};
-use serde_json::Value;
+use metadata_api::decision::assignment::{TableOrder, TableOrders};
+use metadata_api::model::{ChangefeedName, ChangefeedOverview, ProcessorStatus, ScheduleState, TableId};
 
 use super::Api;
 use super::body;
 use super::error::ApiError;
-use super::model::{CaptureTaskStatus, List, ProcessorCommonInfo, ProcessorDetail};
+use super::json_time::JsonTime;
+use super::model::{CaptureTaskStatus, CarriedTable, List, ProcessorCommonInfo, ProcessorDetail};
 use super::params::{NamedCapture, NamedChangefeed};
+use super::view::running_error;
 
 /// `GET /api/v2/processors`: of all namespaces.
 pub async fn list(State(api): State<Api>) -> Result<Response, ApiError> {
-    let snapshot = api.store.schedule_snapshot().await?;
-    let carried: Vec<_> = snapshot
-        .changefeeds
-        .iter()
-        .filter(|of| of.live_processors > 0)
-        .map(|of| of.schedule.changefeed)
-        .collect();
+    let live: Vec<_> = api.store.processors(None).await?.into_iter().filter(is_live).collect();
     let mut items = Vec::new();
-    if !carried.is_empty() {
+    if !live.is_empty() {
+        let carried: BTreeSet<_> = live.iter().map(|of| of.schedule.changefeed).collect();
+        let carried: Vec<_> = carried.into_iter().collect();
         let infos = api.store.changefeed_infos(Some(&carried)).await?;
         let names: BTreeMap<_, ChangefeedName> =
             infos.into_iter().map(|info| (info.uuid, info.name)).collect();
-        for (changefeed, name) in names {
-            for row in api.store.processor_schedules(changefeed).await?.iter().filter(|row| is_live(row)) {
-                items.push(ProcessorCommonInfo {
-                    namespace: name.namespace.to_string(),
-                    keyspace: name.namespace.to_string(),
-                    changefeed_id: name.id.to_string(),
-                    capture_id: row.capture.to_string(),
-                });
-            }
+        for of in &live {
+            let Some(name) = names.get(&of.schedule.changefeed) else { continue };
+            items.push(ProcessorCommonInfo {
+                namespace: name.namespace.to_string(),
+                keyspace: name.namespace.to_string(),
+                changefeed_id: name.id.to_string(),
+                capture_id: of.schedule.capture.to_string(),
+                state: of.schedule.state.as_str().to_owned(),
+                table_count: tables(of).len(),
+            });
         }
     }
     items.sort_by(|a, b| {
@@ -55,36 +54,53 @@ pub async fn get(
     if api.store.captures(Some(&[capture])).await?.is_empty() {
         return Err(ApiError::capture_not_exist(capture));
     }
-    let rows = api.store.processor_schedules(overview.info.uuid).await?;
-    let table_ids =
-        rows.iter().find(|row| row.capture == capture && is_live(row)).map(table_ids).unwrap_or_default();
-    Ok(body::ok(ProcessorDetail { table_ids }))
+    let rows = api.store.processors(Some(&[overview.info.uuid])).await?;
+    let found = rows.iter().find(|of| of.schedule.capture == capture && is_live(of));
+    Ok(body::ok(ProcessorDetail { table_ids: Vec::new(), tables: found.map(tables).unwrap_or_default() }))
 }
 
-/// The captures that carry shares of one changefeed.
+/// The captures that carry tables of one changefeed.
 ///
 /// # Errors
 /// The store's.
 pub async fn task_status(api: &Api, of: &ChangefeedOverview) -> Result<Vec<CaptureTaskStatus>, ApiError> {
-    let rows = api.store.processor_schedules(of.info.uuid).await?;
-    Ok(rows
-        .iter()
-        .filter(|row| is_live(row))
-        .map(|row| CaptureTaskStatus { capture_id: row.capture.to_string(), table_ids: table_ids(row) })
+    let rows = api.store.processors(Some(&[of.info.uuid])).await?;
+    let live = rows.iter().filter(|of| is_live(of));
+    Ok(live
+        .map(|of| CaptureTaskStatus {
+            capture_id: of.schedule.capture.to_string(),
+            table_ids: Vec::new(),
+            tables: tables(of),
+        })
         .collect())
 }
 
-fn is_live(row: &ProcessorSchedule) -> bool {
-    row.state != ScheduleState::Removed
+fn is_live(of: &ProcessorStatus) -> bool {
+    of.schedule.state != ScheduleState::Removed
 }
 
-/// The assignment is the owner's to shape; where it lists table ids, they are shown.
-fn table_ids(row: &ProcessorSchedule) -> Vec<i64> {
-    let list = match &row.assignment.0 {
-        Value::Object(members) => members.get("table_ids"),
-        other => Some(other),
+/// What it carries, by table. Of orders that an application has made in a form of its own nothing is shown.
+fn tables(of: &ProcessorStatus) -> Vec<CarriedTable> {
+    let orders = TableOrders::read(&of.schedule.assignment).unwrap_or_default();
+    let reports = of.report.as_ref().map(|report| &report.tables);
+    let carried = |(table, order): (&TableId, &TableOrder)| {
+        let report = reports.and_then(|reports| reports.get(table));
+        let report = report.filter(|report| report.since == order.since);
+        let state = match report {
+            Some(report) if report.error.is_some() => "failed",
+            Some(report) if report.stopped => "stopped",
+            _ if order.stop || of.schedule.state == ScheduleState::Removing => "stopping",
+            Some(_) => "running",
+            None => "waiting",
+        };
+        let checkpoint = report.map_or(order.from.checkpoint_ts, |report| report.progress.checkpoint_ts);
+        CarriedTable {
+            table: table.to_string(),
+            state: state.to_owned(),
+            checkpoint_ts: checkpoint.0,
+            checkpoint_time: JsonTime::from_ts(checkpoint),
+            error: report.and_then(|report| report.error.as_ref()).map(|failed| running_error(&failed.error)),
+        }
     };
-    list.and_then(Value::as_array)
-        .map(|ids| ids.iter().filter_map(Value::as_i64).collect())
-        .unwrap_or_default()
+    orders.0.iter().map(carried).collect()
 }

@@ -67,7 +67,8 @@ impl StateFilter {
     }
 }
 
-fn running_error(error: &StoredError) -> RunningError {
+/// An error, as it is shown.
+pub fn running_error(error: &StoredError) -> RunningError {
     RunningError {
         time: Some(error.time.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
         addr: error.addr.clone(),

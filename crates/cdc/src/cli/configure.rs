@@ -1,6 +1,6 @@
 //! `cdc cli changefeed create` and `update`.
 
-use metadata_api::model::{ChangefeedName, Ts};
+use metadata_api::model::{ChangefeedName, Placement, Ts};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -38,6 +38,16 @@ fn config(args: &FeedArgs, base: &Map<String, Value>) -> Result<Option<Map<Strin
         let config = config.get_or_insert_with(|| effective_config(&defaults, base));
         if let Some(Value::Object(sink)) = config.get_mut("sink") {
             sink.insert("schema_registry".to_owned(), json!(registry));
+        }
+    }
+    if let Some(max_processors) = args.max_processors {
+        let config = config.get_or_insert_with(|| effective_config(&defaults, base));
+        let placement = config.entry(Placement::KEY).or_insert_with(|| json!({}));
+        if !placement.is_object() {
+            *placement = json!({});
+        }
+        if let Value::Object(placement) = placement {
+            placement.insert(Placement::MAX_PROCESSORS_KEY.to_owned(), json!(max_processors));
         }
     }
     Ok(config)

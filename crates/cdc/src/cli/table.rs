@@ -4,7 +4,7 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{ContentArrangement, Table};
 use metadata_api::model::Ts;
 
-use crate::api::model::{Capture, ChangeFeedInfo, ChangefeedCommonInfo, ProcessorCommonInfo};
+use crate::api::model::{Capture, CarriedTable, ChangeFeedInfo, ChangefeedCommonInfo, ProcessorCommonInfo};
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -71,6 +71,7 @@ pub fn changefeed(info: &ChangeFeedInfo, decisions: &[String]) -> String {
         ("owner epoch", owner.epoch.to_string()),
         ("schedule", owner.state),
         ("scheduling", decisions.join("\n")),
+        ("processors", processors_of(info)),
         ("created", info.create_time.clone()),
         (
             "error",
@@ -82,11 +83,23 @@ pub fn changefeed(info: &ChangeFeedInfo, decisions: &[String]) -> String {
     table.to_string()
 }
 
+/// What each processor carries, a line a table.
+fn processors_of(info: &ChangeFeedInfo) -> String {
+    let lines = info.task_status.iter().flat_map(|of| {
+        let line = |table: &CarriedTable| {
+            format!("{} on {}: {}, {}", table.table, of.capture_id, table.state, table.checkpoint_time.0)
+        };
+        of.tables.iter().map(line)
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// Processors.
 pub fn processors(items: &[ProcessorCommonInfo]) -> String {
-    let mut table = table(&["namespace", "changefeed", "capture"]);
+    let mut table = table(&["namespace", "changefeed", "capture", "state", "tables"]);
     for item in items {
-        table.add_row([&item.namespace, &item.changefeed_id, &item.capture_id]);
+        let count = item.table_count.to_string();
+        table.add_row([&item.namespace, &item.changefeed_id, &item.capture_id, &item.state, &count]);
     }
     table.to_string()
 }

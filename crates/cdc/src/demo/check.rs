@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use capture_runtime::task::TaskError;
-use metadata_api::model::{OwnerEpoch, SecretUri, Ts};
+use metadata_api::model::{SecretUri, Ts};
 use replicator::canal_json::{Encoder, Message};
 use replicator::datagen::{DatagenConfig, Generator};
 use replicator::event::Change;
-use replicator::reader;
+use replicator::reader::{self, Author};
 
 use super::cluster::upstream_uri;
 use super::scene::Feed;
@@ -82,7 +82,7 @@ fn check_feed(
     let mut seen = vec![false; usize::try_from(must).unwrap_or(usize::MAX)];
     let mut extra = std::collections::BTreeSet::new();
     let (mut encoder, mut expected) = (Encoder::default(), Vec::new());
-    let mut last: (OwnerEpoch, Ts) = (OwnerEpoch(0), Ts::ZERO);
+    let mut last: Option<(Author, Ts)> = None;
     for line in reader::lines(&reader::changefeed_dir(sink_dir, feed.uuid))? {
         let line = line?;
         findings.lines += 1;
@@ -98,20 +98,23 @@ fn check_feed(
         let Some(n) = n.filter(says_what_it_must) else {
             findings.wrong += 1;
             findings.bad(|| {
-                format!("{}, {}-{} at byte {}: {}", feed.id, line.epoch, line.seq, line.offset, line.text)
+                format!("{}, {}-{} at byte {}: {}", feed.id, line.author, line.seq, line.offset, line.text)
             });
             continue;
         };
-        if line.epoch == last.0 && ts < last.1 {
+        if let Some((author, before)) = &last
+            && *author == line.author
+            && ts < *before
+        {
             findings.out_of_order += 1;
             findings.bad(|| {
                 format!(
-                    "{}, {}-{} at byte {}: {ts} after {}",
-                    feed.id, line.epoch, line.seq, line.offset, last.1
+                    "{}, {}-{} at byte {}: {ts} after {before}",
+                    feed.id, line.author, line.seq, line.offset
                 )
             });
         }
-        last = (line.epoch, ts);
+        last = Some((line.author, ts));
         let again = match usize::try_from(n).ok().and_then(|n| seen.get_mut(n)) {
             Some(seen) => std::mem::replace(seen, true),
             None => !extra.insert(n),

@@ -9,6 +9,8 @@
 //!                            └──── p is Removed: it said so itself, or its capture was sealed ────^
 //! ```
 //!
+//! What cannot go on, and what has reached the target, stops by itself and says so; nobody has to tell it.
+//!
 //! **Never two** (invariant I7). A table is given away only when *no* row holds it. A row holds what it was ordered to run
 //! until it has reported that very order as stopped, or is `Removed`; and it holds it whichever owner epoch it serves. Each
 //! order is named by the version that its row got with it, so that no report about an earlier order of the same table on
@@ -22,29 +24,18 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    CaptureId, ChangefeedProgress, OwnerEpoch, OwnerTerm, ProcessorAssignment, ProcessorSchedule,
-    ProcessorTarget, ProcessorTerm, ScheduleState, Version,
+    CaptureId, CaptureInfo, CaptureState, ChangefeedProgress, ChangefeedUuid, OwnerEpoch, OwnerTerm,
+    ProcessorAssignment, ProcessorSchedule, ProcessorStatus, ProcessorTarget, ProcessorTerm,
+    ScheduleSnapshot, ScheduleState, SnapshotChangefeed, TableId, TableReport, Version,
 };
 use crate::{MetadataError, Result};
 
 #[cfg(test)]
 mod tests;
-
-/// A table, or whatever else a source can be split by, under the name that the source gives it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct TableId(pub String);
-
-impl fmt::Display for TableId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// What a processor is to do about one table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,13 +61,21 @@ impl TableOrders {
     /// # Errors
     /// [`MetadataError::Corrupt`] when it is none of [`Self::encode`]'s.
     pub fn decode(row: &ProcessorSchedule) -> Result<Self> {
-        if row.assignment.0.is_null() {
+        Self::read(&row.assignment).map_err(|reason| {
+            let key = format!("{}, {}", row.changefeed, row.capture);
+            MetadataError::corrupt("processor", key, "assignment", reason)
+        })
+    }
+
+    /// Reads an assignment. That of a fresh attachment carries nothing.
+    ///
+    /// # Errors
+    /// Why it is none of [`Self::encode`]'s.
+    pub fn read(assignment: &ProcessorAssignment) -> Result<Self, String> {
+        if assignment.0.is_null() {
             return Ok(Self::default());
         }
-        Self::deserialize(&row.assignment.0).map_err(|error| {
-            let key = format!("{}, {}", row.changefeed, row.capture);
-            MetadataError::corrupt("processor", key, "assignment", error.to_string())
-        })
+        Self::deserialize(&assignment.0).map_err(|error| error.to_string())
     }
 
     /// The value to store.
@@ -89,18 +88,6 @@ impl TableOrders {
             .map(ProcessorAssignment)
             .map_err(|error| MetadataError::invalid("assignment", error.to_string()))
     }
-}
-
-/// What a processor says of one table, in its capture's progress row.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TableReport {
-    /// Which order it is about.
-    pub since: Version,
-    /// It does not run it any more, nothing of it is under way, and it will not run it again under this order.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub stopped: bool,
-    /// How far the table is in the sink, durably.
-    pub progress: ChangefeedProgress,
 }
 
 /// One processor row, with what its capture last reported.
@@ -121,16 +108,45 @@ pub struct ProcessorView {
 }
 
 impl ProcessorView {
+    /// What the store says of a processor.
+    ///
+    /// # Errors
+    /// [`MetadataError::Corrupt`] when its assignment is none of [`TableOrders::encode`]'s.
+    pub fn of(status: ProcessorStatus) -> Result<Self> {
+        Ok(Self {
+            term: status.schedule.term(),
+            state: status.schedule.state,
+            version: status.schedule.version,
+            orders: TableOrders::decode(&status.schedule)?,
+            reports: status.report.map(|report| report.tables).unwrap_or_default(),
+            may_carry: status.capture == Some(CaptureState::Alive),
+        })
+    }
+
     /// Whether this row may still be writing the table.
     fn holds(&self, table: &TableId) -> bool {
         self.state != ScheduleState::Removed
             && self.orders.0.get(table).is_some_and(|order| !self.has_stopped(table, order))
     }
 
-    /// Whether the order to stop has been carried out.
+    /// Whether what was ordered does not run any more, and will not again: it was told to stop, or stopped by itself.
     fn has_stopped(&self, table: &TableId, order: &TableOrder) -> bool {
-        let report = self.reports.get(table);
-        order.stop && report.is_some_and(|report| report.stopped && report.since == order.since)
+        self.reports.get(table).is_some_and(|report| report.stopped && report.since == order.since)
+    }
+
+    /// Whether it may still be writing anything of the changefeed.
+    pub fn is_at_work(&self) -> bool {
+        self.state != ScheduleState::Removed
+            && self.orders.0.iter().any(|(table, order)| !self.has_stopped(table, order))
+    }
+
+    /// What stopped by itself because it could not go on, and has not been forgotten since.
+    pub fn failures(&self) -> impl Iterator<Item = (&TableId, &TableReport)> {
+        let failed = |(table, report): &(&TableId, &TableReport)| {
+            report.error.is_some()
+                && self.orders.0.get(*table).is_some_and(|order| order.since == report.since)
+        };
+        self.reports.iter().filter(failed)
     }
 }
 
@@ -196,17 +212,18 @@ pub fn positions(view: &ChangefeedView) -> BTreeMap<TableId, ChangefeedProgress>
     positions
 }
 
-/// How far the whole changefeed has come: each number is the least of its tables', and no position is the source's own.
-/// `None` where there are no tables.
+/// How far the whole changefeed has come: each number is the least of its tables', and the position is that of the table
+/// with the least checkpoint. `None` where there are no tables.
+///
+/// A source that can be split promises that the position of one of its tables is one of all: they read the same log.
 pub fn checkpoint(view: &ChangefeedView) -> Option<ChangefeedProgress> {
-    let least = |one: ChangefeedProgress, other: ChangefeedProgress| ChangefeedProgress {
-        checkpoint_ts: one.checkpoint_ts.min(other.checkpoint_ts),
-        resolved_ts: one.resolved_ts.min(other.resolved_ts),
-        min_table_barrier_ts: one.min_table_barrier_ts.min(other.min_table_barrier_ts),
-        position: None,
+    let least = |one: ChangefeedProgress, other: ChangefeedProgress| {
+        let resolved_ts = one.resolved_ts.min(other.resolved_ts);
+        let min_table_barrier_ts = one.min_table_barrier_ts.min(other.min_table_barrier_ts);
+        let behind = if other.checkpoint_ts < one.checkpoint_ts { other } else { one };
+        ChangefeedProgress { resolved_ts, min_table_barrier_ts, ..behind }
     };
-    let plain = |progress| ChangefeedProgress { position: None, ..progress };
-    positions(view).into_values().map(plain).reduce(least)
+    positions(view).into_values().reduce(least)
 }
 
 /// What the owner writes next.
@@ -306,10 +323,29 @@ impl<'a> Desk<'a> {
     }
 }
 
+/// A capture that may be a processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The load that it has otherwise.
+    pub load: usize,
+    /// Its heart was heard a moment ago. If not, it may be dead: it keeps what it has until that is certain, and gets nothing.
+    pub is_heard: bool,
+}
+
+/// What the controller asks of processors now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ProcessorPlan {
+    /// What it asks, by changefeed, in the order of their ids.
+    pub targets: Vec<(ChangefeedUuid, Vec<ProcessorTarget>)>,
+    /// Something would be attached to a capture that was not heard of lately: it is to be planned again soon, whether or not
+    /// anything changes.
+    pub waits: bool,
+}
+
 /// What the controller asks of a changefeed's processor rows, so that `max_processors` captures (at least one) carry it.
 ///
 /// `owner` is the changefeed's owner while its schedule is `Launched` and it ought to run; without one, everybody is
-/// detached. `candidates` are the captures that are alive and not draining, each with the load it has otherwise.
+/// detached. `candidates` are the captures that are alive and not draining.
 ///
 /// Whoever serves this owner on a candidate stays. Others are detached, and so is what is too many: who has most load goes
 /// first, the owner's own capture last. What is missing is attached: the owner's own capture first, then who has least load.
@@ -317,11 +353,11 @@ impl<'a> Desk<'a> {
 pub fn choose_processors(
     owner: Option<OwnerTerm>,
     max_processors: usize,
-    candidates: &BTreeMap<CaptureId, usize>,
+    candidates: &BTreeMap<CaptureId, Candidate>,
     rows: &[ProcessorSchedule],
 ) -> Vec<ProcessorTarget> {
     let is_owner = |capture: &CaptureId| owner.is_some_and(|owner| owner.capture == *capture);
-    let load = |capture: &CaptureId| candidates.get(capture).copied().unwrap_or(usize::MAX);
+    let load = |capture: &CaptureId| candidates.get(capture).map_or(usize::MAX, |of| of.load);
     let mut targets = Vec::new();
     let mut serving = Vec::new();
     for row in rows.iter().filter(|row| row.state == ScheduleState::Launched) {
@@ -340,12 +376,12 @@ pub fn choose_processors(
     targets.extend(serving.iter().skip(wanted).map(|row| detach(row)));
 
     let rows: BTreeMap<CaptureId, &ProcessorSchedule> = rows.iter().map(|row| (row.capture, row)).collect();
-    let vacant =
-        |capture: &&CaptureId| rows.get(*capture).is_none_or(|row| row.state == ScheduleState::Removed);
+    let is_vacant =
+        |capture: &CaptureId| rows.get(capture).is_none_or(|row| row.state == ScheduleState::Removed);
     let mut vacant: BTreeSet<_> = candidates
-        .keys()
-        .filter(vacant)
-        .map(|capture| (!is_owner(capture), load(capture), *capture))
+        .iter()
+        .filter(|(capture, of)| of.is_heard && is_vacant(capture))
+        .map(|(capture, of)| (!is_owner(capture), of.load, *capture))
         .collect();
     for _ in serving.len()..wanted {
         let Some((_, _, capture)) = vacant.pop_first() else { break };
@@ -357,6 +393,75 @@ pub fn choose_processors(
         });
     }
     targets
+}
+
+/// Whether the controller has anything to look after among a changefeed's processors: it has some, or may get some.
+pub fn wants_processors(feed: &SnapshotChangefeed) -> bool {
+    feed.live_processors > 0 || (serves(feed).is_some() && max_processors(feed) > 1)
+}
+
+/// What the controller asks of the processor rows of every changefeed of the snapshot that [`wants_processors`], in the order
+/// of their ids; `rows` are theirs. Captures that are alive may carry what asks for no label that they have not; `heard` says
+/// whose heart was heard a moment ago. A capture's load is the weight of what it owns, and one for each processor.
+///
+/// A changefeed whose placement cannot be read is left alone.
+pub fn plan_processors(
+    snapshot: &ScheduleSnapshot,
+    rows: &[ProcessorSchedule],
+    heard: impl Fn(CaptureId) -> bool,
+) -> ProcessorPlan {
+    let may_carry = |info: &&CaptureInfo| info.state == CaptureState::Alive;
+    let alive: Vec<&CaptureInfo> = snapshot.captures.iter().filter(may_carry).collect();
+    let mut loads: BTreeMap<CaptureId, usize> = BTreeMap::new();
+    for feed in &snapshot.changefeeds {
+        let weight = feed.placement.as_ref().map_or(1, |placement| placement.weight);
+        if let Some(owner) = feed.schedule.owner {
+            *loads.entry(owner).or_default() += usize::try_from(weight).unwrap_or(usize::MAX);
+        }
+    }
+    let mut by_feed: BTreeMap<ChangefeedUuid, Vec<ProcessorSchedule>> = BTreeMap::new();
+    for row in rows {
+        if row.state != ScheduleState::Removed {
+            *loads.entry(row.capture).or_default() += 1;
+        }
+        by_feed.entry(row.changefeed).or_default().push(row.clone());
+    }
+    let mut plan = ProcessorPlan::default();
+    for feed in snapshot.changefeeds.iter().filter(|feed| wants_processors(feed)) {
+        let Ok(placement) = &feed.placement else { continue };
+        let owner = serves(feed).filter(|_| placement.max_processors > 1);
+        let admitted = alive.iter().filter(|info| placement.admits(&info.labels));
+        let candidate = |info: &CaptureInfo| Candidate {
+            load: loads.get(&info.id).copied().unwrap_or(0),
+            is_heard: heard(info.id),
+        };
+        let candidates: BTreeMap<_, _> = admitted.map(|info| (info.id, candidate(info))).collect();
+        let own = by_feed.get(&feed.schedule.changefeed).map_or(&[][..], Vec::as_slice);
+        let targets = choose_processors(owner, max_processors(feed), &candidates, own);
+        if candidates.values().any(|of| !of.is_heard) {
+            let all_heard = candidates.into_iter().map(|(id, of)| (id, Candidate { is_heard: true, ..of }));
+            let wanted = choose_processors(owner, max_processors(feed), &all_heard.collect(), own);
+            plan.waits |= wanted.len() > targets.len();
+        }
+        for target in targets.iter().filter(|target| target.state == ScheduleState::Launched) {
+            *loads.entry(target.capture).or_default() += 1;
+        }
+        if !targets.is_empty() {
+            plan.targets.push((feed.schedule.changefeed, targets));
+        }
+    }
+    plan
+}
+
+/// Whom processors of the changefeed serve, if they are to serve anybody.
+fn serves(feed: &SnapshotChangefeed) -> Option<OwnerTerm> {
+    let runs = feed.schedule.state == ScheduleState::Launched && feed.state.is_runnable() && !feed.removed;
+    feed.schedule.term().filter(|_| runs)
+}
+
+fn max_processors(feed: &SnapshotChangefeed) -> usize {
+    let placement = feed.placement.as_ref();
+    placement.map_or(1, |placement| usize::try_from(placement.max_processors).unwrap_or(usize::MAX))
 }
 
 fn detach(row: &ProcessorSchedule) -> ProcessorTarget {

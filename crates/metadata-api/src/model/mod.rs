@@ -8,6 +8,7 @@ mod changefeed;
 mod cluster;
 mod ids;
 mod placement;
+mod processor;
 mod progress;
 mod schedule;
 mod snapshot;
@@ -27,6 +28,7 @@ pub use ids::{
     UpstreamId, Version,
 };
 pub use placement::Placement;
+pub use processor::{ProcessorReport, ProcessorStatus, TableError, TableId, TableReport};
 pub use progress::{CaptureProgress, ChangefeedProgress, OwnedProgress, SourcePosition};
 pub use schedule::{
     ChangefeedSchedule, ProcessorAssignment, ProcessorSchedule, ProcessorTarget, ScheduleState,

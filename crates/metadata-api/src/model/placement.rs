@@ -10,7 +10,7 @@ use super::ReplicaConfig;
 /// What a changefeed's configuration says to the planner:
 ///
 /// ```json
-/// {"placement": {"weight": 3, "affinity": {"zone": "a"}}}
+/// {"placement": {"weight": 3, "affinity": {"zone": "a"}, "max_processors": 2}}
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
@@ -20,15 +20,22 @@ pub struct Placement {
     /// The labels that a capture must have to run it, each with exactly this value. Required, not preferred: a changefeed
     /// runs nowhere rather than where it must not. Empty: anywhere.
     pub affinity: BTreeMap<String, String>,
+    /// On how many captures its tables may run at once: 1 to [`MAX_PROCESSORS`](Self::MAX_PROCESSORS). With 1, as it is unless
+    /// told otherwise, its owner runs it whole.
+    pub max_processors: u32,
 }
 
 impl Placement {
     /// The key in the configuration.
     pub const KEY: &'static str = "placement";
+    /// The key of the number of processors in it.
+    pub const MAX_PROCESSORS_KEY: &'static str = "max_processors";
     /// The largest weight.
     pub const MAX_WEIGHT: u32 = 1_000_000;
     /// How many labels an affinity may name.
     pub const MAX_LABELS: usize = 16;
+    /// The largest number of processors.
+    pub const MAX_PROCESSORS: u32 = 32;
 
     /// Reads a configuration.
     ///
@@ -57,12 +64,16 @@ impl Placement {
         let mut placement = Self::default();
         for (key, value) in members {
             match (key.as_str(), value) {
-                ("weight" | "affinity", Value::Null) => {}
-                ("weight", value) => placement.weight = weight(value)?,
+                ("weight" | "affinity" | Self::MAX_PROCESSORS_KEY, Value::Null) => {}
+                ("weight", value) => placement.weight = number(key, value, Self::MAX_WEIGHT)?,
+                (Self::MAX_PROCESSORS_KEY, value) => {
+                    placement.max_processors = number(key, value, Self::MAX_PROCESSORS)?;
+                }
                 ("affinity", value) => placement.affinity = affinity(value)?,
                 (other, _) => {
                     return Err(format!(
-                        "placement.{other} is not known: the keys of placement are weight and affinity"
+                        "placement.{other} is not known: the keys of placement are weight, affinity and \
+                         max_processors"
                     ));
                 }
             }
@@ -78,7 +89,7 @@ impl Placement {
 
 impl Default for Placement {
     fn default() -> Self {
-        Self { weight: 1, affinity: BTreeMap::new() }
+        Self { weight: 1, affinity: BTreeMap::new(), max_processors: 1 }
     }
 }
 
@@ -95,18 +106,11 @@ impl fmt::Display for Placement {
     }
 }
 
-fn weight(value: &Value) -> Result<u32, String> {
-    value
-        .as_u64()
-        .and_then(|number| u32::try_from(number).ok())
-        .filter(|number| (1..=Placement::MAX_WEIGHT).contains(number))
-        .ok_or_else(|| {
-            format!(
-                "placement.weight is {}: it must be a whole number from 1 to {}",
-                shown(value),
-                Placement::MAX_WEIGHT
-            )
-        })
+fn number(key: &str, value: &Value, max: u32) -> Result<u32, String> {
+    let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
+    number.filter(|number| (1..=max).contains(number)).ok_or_else(|| {
+        format!("placement.{key} is {}: it must be a whole number from 1 to {max}", shown(value))
+    })
 }
 
 fn affinity(value: &Value) -> Result<BTreeMap<String, String>, String> {
@@ -162,10 +166,14 @@ mod tests {
                 r#"{"weight": "3"}"#,
                 "placement.weight is `\"3\"`: it must be a whole number from 1 to 1000000",
             ),
+            (
+                r#"{"max_processors": 33}"#,
+                "placement.max_processors is `33`: it must be a whole number from 1 to 32",
+            ),
             (r#"{"affinity": {"zone": 1}}"#, "placement.affinity.zone is `1`: it must be a text"),
             (
                 r#"{"weigth": 3}"#,
-                "placement.weigth is not known: the keys of placement are weight and affinity",
+                "placement.weigth is not known: the keys of placement are weight, affinity and max_processors",
             ),
         ] {
             assert_eq!(read(text), Err(wanted.to_owned()));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ChangefeedUuid, OwnerEpoch, Ts};
+use super::{ChangefeedUuid, OwnerEpoch, ProcessorReport, Ts};
 
 /// The source's own resume position: an opaque JSON value that only the source reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,9 +46,19 @@ impl ChangefeedProgress {
 pub struct OwnedProgress {
     /// The owner epoch that made it.
     pub owner_epoch: OwnerEpoch,
-    /// How far.
+    /// How far. Of a capture that is only a processor: nothing, so that its share is never taken for the whole.
     #[serde(flatten)]
     pub progress: ChangefeedProgress,
+    /// What the capture says as a processor of the changefeed, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processor: Option<ProcessorReport>,
+}
+
+impl OwnedProgress {
+    /// An owner's word, that is no processor.
+    pub fn new(owner_epoch: OwnerEpoch, progress: ChangefeedProgress) -> Self {
+        Self { owner_epoch, progress, processor: None }
+    }
 }
 
 /// All that one capture has to say about its changefeeds: the value of its one progress row.

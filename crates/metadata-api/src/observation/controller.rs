@@ -3,7 +3,7 @@ use async_trait::async_trait;
 use crate::Result;
 use crate::model::{
     BootTime, CaptureId, CaptureInfo, ChangefeedInfo, ChangefeedSchedule, ChangefeedUuid, ControllerTerm,
-    NewChangefeed, ProcessorSchedule, ProcessorTarget, ScheduleSnapshot, ScheduleTarget,
+    NewChangefeed, ProcessorSchedule, ProcessorStatus, ProcessorTarget, ScheduleSnapshot, ScheduleTarget,
 };
 
 /// What only the controller does. Every write carries its epoch; once the term is over each answers
@@ -66,6 +66,9 @@ pub trait ControllerObservation: Send + Sync {
         changefeed: ChangefeedUuid,
         targets: &[ProcessorTarget],
     ) -> Result<Vec<ProcessorSchedule>>;
+
+    /// Processors of some changefeeds, or of all; as [`processors`](crate::store::QueryStore::processors).
+    async fn processors(&self, which: Option<&[ChangefeedUuid]>) -> Result<Vec<ProcessorStatus>>;
 
     /// One changefeed's schedule; `None` when there is no such changefeed.
     async fn changefeed_schedule(&self, changefeed: ChangefeedUuid) -> Result<Option<ChangefeedSchedule>>;

@@ -6,7 +6,7 @@ use crate::Result;
 use crate::model::{
     CaptureId, CaptureInfo, ChangefeedInfo, ChangefeedName, ChangefeedOverview, ChangefeedProgress,
     ChangefeedSchedule, ChangefeedStatus, ChangefeedUuid, ClusterIdentity, ElectionRecord, Name,
-    ProcessorSchedule, UpstreamId, UpstreamInfo,
+    ProcessorSchedule, ProcessorStatus, UpstreamId, UpstreamInfo,
 };
 
 /// Plain reads. No lock, no token; each method is one statement and so sees one moment.
@@ -46,6 +46,10 @@ pub trait QueryStore: Send + Sync {
 
     /// One changefeed's processor rows, ordered by capture id, the `Removed` ones included.
     async fn processor_schedules(&self, changefeed: ChangefeedUuid) -> Result<Vec<ProcessorSchedule>>;
+
+    /// Processors with what they report, of some changefeeds or of all, ordered by (changefeed, capture), the `Removed` ones
+    /// included.
+    async fn processors(&self, which: Option<&[ChangefeedUuid]>) -> Result<Vec<ProcessorStatus>>;
 
     /// All of the one changefeed that holds this name now: a removed one holds it until its schedule is `Removed`.
     async fn changefeed_overview(&self, name: &ChangefeedName) -> Result<Option<ChangefeedOverview>>;

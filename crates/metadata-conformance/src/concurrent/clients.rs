@@ -417,7 +417,7 @@ impl Capture<'_> {
             launch.ts += rng.random_range(0..3_u64);
             let epoch = launch.term.epoch;
             entries.push((*changefeed, epoch, Ts(launch.ts)));
-            value.0.insert(*changefeed, OwnedProgress { owner_epoch: epoch, progress: at(launch.ts) });
+            value.0.insert(*changefeed, OwnedProgress::new(epoch, at(launch.ts)));
         }
         self.seq += 1;
         let call = self.store.capture_advance(self.term, self.seq, &value);

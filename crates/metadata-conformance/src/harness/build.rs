@@ -7,9 +7,9 @@ use metadata_api::decision::feed_state::FeedEvent;
 use metadata_api::model::{
     CaptureId, CaptureInfo, CaptureProgress, CaptureTerm, ChangefeedInfo, ChangefeedName, ChangefeedProgress,
     ChangefeedSchedule, ChangefeedStatus, ChangefeedUuid, ControllerTerm, FeedState, NewCapture,
-    NewChangefeed, OwnedProgress, OwnerEpoch, OwnerTerm, ProcessorAssignment, ProcessorSchedule,
-    ProcessorTarget, ReplicaConfig, Revision, RunningError, ScheduleState, ScheduleTarget, SecretUri,
-    SourcePosition, Ts, Version,
+    NewChangefeed, OwnedProgress, OwnerEpoch, OwnerTerm, ProcessorAssignment, ProcessorReport,
+    ProcessorSchedule, ProcessorTarget, ReplicaConfig, Revision, RunningError, ScheduleState, ScheduleTarget,
+    SecretUri, SourcePosition, TableId, TableReport, Ts, Version,
 };
 use metadata_api::store::{Authority, MAX_BATCH, OwnerRelease};
 use serde_json::json;
@@ -45,11 +45,29 @@ pub fn progress_of(entries: &[(ChangefeedUuid, OwnerEpoch, ChangefeedProgress)])
     CaptureProgress(
         entries
             .iter()
-            .map(|(uuid, epoch, progress)| {
-                (*uuid, OwnedProgress { owner_epoch: *epoch, progress: progress.clone() })
-            })
+            .map(|(uuid, epoch, progress)| (*uuid, OwnedProgress::new(*epoch, progress.clone())))
             .collect(),
     )
+}
+
+/// What a processor says of a table that runs: it is at `ts`.
+pub fn table_at(since: Version, ts: u64) -> TableReport {
+    TableReport { since, stopped: false, error: None, progress: at(ts) }
+}
+
+/// A processor's word on each of its tables.
+pub fn report_of<'a>(
+    row: &ProcessorSchedule,
+    tables: impl IntoIterator<Item = (&'a str, TableReport)>,
+) -> ProcessorReport {
+    let tables = tables.into_iter().map(|(name, table)| (TableId(name.to_owned()), table));
+    ProcessorReport { epoch: row.epoch, tables: tables.collect() }
+}
+
+/// What a capture says of a changefeed of which it is only a processor: of the whole it says nothing.
+pub fn share_of(row: &ProcessorSchedule, report: &ProcessorReport) -> OwnedProgress {
+    let nothing = OwnedProgress::new(row.owner_epoch, ChangefeedProgress::default());
+    OwnedProgress { processor: Some(report.clone()), ..nothing }
 }
 
 /// An error to report, with text that a narrow column or a narrow character set would not hold.

@@ -10,11 +10,14 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use metadata_api::Result;
 use metadata_api::decision::feed_state::FeedEvent;
-use metadata_api::model::{CaptureTerm, ChangefeedUpdate, FeedState, ProcessorAssignment, Revision, Ts};
+use metadata_api::model::{
+    CaptureProgress, CaptureTerm, ChangefeedUpdate, FeedState, OwnedProgress, ProcessorAssignment, Revision,
+    Ts,
+};
 use metadata_api::store::{Authority, MetadataStore, OwnerEnd, OwnerRelease, PollCursor};
 use uuid::Uuid;
 
-use super::{Cluster, Owned, Refusal, at, attach_target, progress_of};
+use super::{Cluster, Owned, Refusal, at, attach_target, progress_of, report_of, table_at};
 
 type Function = Box<dyn Fn(Arc<dyn MetadataStore>) -> BoxFuture<'static, Result<String>> + Send + Sync>;
 
@@ -72,7 +75,7 @@ pub const WRITES: [&str; 27] = [
 ];
 
 /// Every read of every trait.
-pub const READS: [&str; 19] = [
+pub const READS: [&str; 20] = [
     "identity",
     "election",
     "captures",
@@ -82,6 +85,7 @@ pub const READS: [&str; 19] = [
     "changefeed_progresses",
     "changefeed_schedule",
     "processor_schedules",
+    "processors",
     "changefeed_overview",
     "changefeed_overviews",
     "capture_progress",
@@ -256,10 +260,12 @@ async fn write(c: &Cluster, name: &'static str, o: Owned) -> Call {
 
 async fn read(c: &Cluster, name: &'static str, o: Owned) -> Call {
     let (capture, changefeed, owner) = (o.capture, o.changefeed, o.owner);
-    // Something to read: a progress, and a processor.
-    let value = progress_of(&[(changefeed, owner.epoch, at(200))]);
+    // Something to read: a processor, and a progress with its report.
+    let row = c.attach(o.controller, changefeed, capture).await;
+    let processor = Some(report_of(&row, [("t", table_at(row.version, 250))]));
+    let entry = OwnedProgress { processor, ..OwnedProgress::new(owner.epoch, at(200)) };
+    let value = CaptureProgress([(changefeed, entry)].into());
     c.store.capture_advance(capture, 1, &value).await.expect("capture_advance");
-    c.attach(o.controller, changefeed, capture).await;
     let info = c.info(changefeed).await;
     let (upstream, feed, mut channel) = (info.upstream, info.name, false);
     let call: Function = match name {
@@ -272,6 +278,7 @@ async fn read(c: &Cluster, name: &'static str, o: Owned) -> Call {
         "changefeed_progresses" => call!(|store| store.changefeed_progresses(None)),
         "changefeed_schedule" => call!(|store| store.changefeed_schedule(changefeed)),
         "processor_schedules" => call!(|store| store.processor_schedules(changefeed)),
+        "processors" => call!(|store| async { store.processors(Some(&[changefeed])).await }),
         "changefeed_overview" => call!(|store, feed| store.changefeed_overview(&feed)),
         "changefeed_overviews" => call!(|store| store.changefeed_overviews(None)),
         "capture_progress" => call!(|store| store.capture_progress(capture)),

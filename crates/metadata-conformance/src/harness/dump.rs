@@ -142,6 +142,10 @@ async fn read_rows(store: &dyn MetadataStore, dump: &mut Dump) {
             dump.put_row(format!("changefeed {uuid} processor {}", row.capture), &row, row.version);
         }
     }
+    for status in store.processors(None).await.expect("processors") {
+        let (uuid, capture) = (status.schedule.changefeed, status.schedule.capture);
+        dump.put(format!("changefeed {uuid} processor {capture} report"), &status);
+    }
     let all: Vec<ChangefeedUuid> = infos.iter().map(|info| info.uuid).collect();
     for status in store.changefeed_statuses(None).await.expect("changefeed_statuses") {
         dump.put_row(format!("changefeed {} status", status.changefeed), &status, status.version);

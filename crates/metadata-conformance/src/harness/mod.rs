@@ -17,7 +17,9 @@ use futures::future::BoxFuture;
 use metadata_api::store::MetadataStore;
 use metadata_api::store::faults::Faults;
 
-pub use build::{Owned, at, attach_target, detach_target, progress_of, running_error, uri};
+pub use build::{
+    Owned, at, attach_target, detach_target, progress_of, report_of, running_error, share_of, table_at, uri,
+};
 pub use calls::{Again, Call, OPENED_BY_OTHERS, READS, WRITES};
 pub use dump::{Dump, dump, dump_planned, dump_rows, dump_timeless};
 pub use refusal::Refusal;

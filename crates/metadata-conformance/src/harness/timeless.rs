@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use metadata_api::model::{
     CaptureBeat, CaptureInfo, CaptureProgress, CaptureTerm, ChangefeedInfo, ChangefeedOverview,
     ChangefeedProgress, ChangefeedSchedule, ChangefeedStatus, ClusterIdentity, ControllerTerm,
-    ElectionRecord, OwnerLaunch, ProcessorSchedule, Revision, ScheduleSnapshot, SnapshotChangefeed,
-    UpstreamInfo,
+    ElectionRecord, OwnerLaunch, ProcessorSchedule, ProcessorStatus, Revision, ScheduleSnapshot,
+    SnapshotChangefeed, UpstreamInfo,
 };
 
 /// A value that may hold times of the database's clock.
@@ -99,6 +99,7 @@ without_times!(
     ControllerTerm,
     ElectionRecord,
     ProcessorSchedule,
+    ProcessorStatus,
     Revision,
     SnapshotChangefeed,
     UpstreamInfo,

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use chrono::DateTime;
 use metadata_api::MetadataError;
 use metadata_api::model::{
-    CaptureId, CaptureTerm, ChangefeedProgress, ChangefeedUpdate, ChangefeedUuid, ClusterIdentity,
-    ControllerEpoch, ElectionRecord, NewCapture, NewChangefeed, OwnerEpoch, OwnerTerm, ProcessorAssignment,
-    ProcessorTarget, ReplicaConfig, Revision, RunningError, ScheduleState, ScheduleTarget, Ts, UpstreamId,
-    Version,
+    CaptureId, CaptureProgress, CaptureTerm, ChangefeedProgress, ChangefeedUpdate, ChangefeedUuid,
+    ClusterIdentity, ControllerEpoch, ElectionRecord, NewCapture, NewChangefeed, OwnedProgress, OwnerTerm,
+    ProcessorAssignment, ProcessorReport, ProcessorTarget, ReplicaConfig, Revision, RunningError,
+    ScheduleState, ScheduleTarget, TableError, TableId, TableReport, Ts, UpstreamId, Version,
 };
 use metadata_api::store::{
     HeartbeatChannel, MetadataStore, OwnerEnd, OwnerRelease, PollAnswer, PollCursor, WatchChannel,
@@ -21,7 +21,7 @@ use super::names::{Names, Token, expected_version, info_version, name_of, schedu
 use super::op::{
     Attachment, Change, Creation, End, Entry, From, Number, Observed, Op, Ref, Release, Seen, Target,
 };
-use crate::harness::{Timeless, at, progress_of, uri};
+use crate::harness::{Timeless, at, uri};
 
 /// One of the two stores, with its channels.
 pub(super) struct Side {
@@ -119,7 +119,7 @@ impl Side {
                     Number::Beyond => names.progress_seq(term) + 3,
                 };
                 let value =
-                    progress_of(&entries.iter().map(|entry| reported(names, *entry)).collect::<Vec<_>>());
+                    CaptureProgress(entries.iter().map(|entry| reported(names, *capture, *entry)).collect());
                 let answer = store.capture_advance(term, seq, &value).await;
                 Reply::with(answer, |()| vec![Token::Progress(term, seq)])
             }
@@ -278,7 +278,8 @@ impl Side {
                 answer.map(|rows| rows.into_iter().map(|(uuid, at)| (uuid.0, at)).collect::<Vec<_>>()).into()
             }
             Op::Schedule(feed) => store.changefeed_schedule(names.feed(*feed)).await.into(),
-            Op::Processors(feed) => store.processor_schedules(names.feed(*feed)).await.into(),
+            Op::ProcessorRows(feed) => store.processor_schedules(names.feed(*feed)).await.into(),
+            Op::Processors(which) => store.processors(feeds(which).as_deref()).await.into(),
             Op::Overview(place) => store.changefeed_overview(&name_of(*place)).await.into(),
             Op::Overviews { namespace } => {
                 let namespace = namespace.map(|first| name_of(if first { 0 } else { 2 }).namespace);
@@ -421,9 +422,28 @@ fn position(n: u8) -> ChangefeedProgress {
     at(90 + u64::from(n))
 }
 
-fn reported(names: &Names, entry: Entry) -> (ChangefeedUuid, OwnerEpoch, ChangefeedProgress) {
+fn reported(names: &Names, capture: Ref, entry: Entry) -> (ChangefeedUuid, OwnedProgress) {
     let term = names.owner(entry.owner);
-    (term.changefeed, term.epoch, position(entry.at))
+    let processor = entry.processor.map(|ago| {
+        let epoch = names.processor(entry.owner.place, capture.place, ago).epoch;
+        let tables = [("t".to_owned(), entry.at), ("\"ü\" $.🦀".to_owned(), entry.at + 1)];
+        let tables = tables.map(|(name, at)| (TableId(name), table_report(at)));
+        ProcessorReport { epoch, tables: tables.into() }
+    });
+    // Who is only a processor says nothing of the whole.
+    let of_the_whole = entry.processor.is_none() || entry.at > 0;
+    let progress = if of_the_whole { position(entry.at) } else { ChangefeedProgress::default() };
+    (term.changefeed, OwnedProgress { processor, ..OwnedProgress::new(term.epoch, progress) })
+}
+
+fn table_report(at: u8) -> TableReport {
+    let error = TableError { error: running_error("CDC:ErrTable"), retryable: at.is_multiple_of(4) };
+    TableReport {
+        since: Version(u64::MAX - u64::from(at)),
+        stopped: at.is_multiple_of(2),
+        error: at.is_multiple_of(6).then_some(error),
+        progress: position(at),
+    }
 }
 
 fn assignment(carries: u8) -> ProcessorAssignment {

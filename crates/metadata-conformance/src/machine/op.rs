@@ -77,11 +77,13 @@ pub(super) enum End {
     Failed,
 }
 
-/// What of a changefeed's progress a capture reports, for which of its owner's epochs.
+/// What of a changefeed's progress a capture reports, for which of its owner's epochs; and as which of its attachments, if
+/// it has a word as a processor.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub(super) owner: Ref,
     pub(super) at: u8,
+    pub(super) processor: Option<Ago>,
 }
 
 /// What is said of a new changefeed, besides its place.
@@ -174,7 +176,8 @@ pub(super) enum Op {
     Statuses(Option<Vec<Ref>>),
     Progresses(Option<Vec<Ref>>),
     Schedule(Ref),
-    Processors(Ref),
+    ProcessorRows(Ref),
+    Processors(Option<Vec<Ref>>),
     Overview(u8),
     Overviews { namespace: Option<bool> },
     CaptureProgress(Ref),
@@ -229,7 +232,8 @@ impl Op {
             Self::Statuses(_) => "changefeed_statuses",
             Self::Progresses(_) => "changefeed_progresses",
             Self::Schedule(_) => "changefeed_schedule",
-            Self::Processors(_) => "processor_schedules",
+            Self::ProcessorRows(_) => "processor_schedules",
+            Self::Processors(_) => "processors",
             Self::Overview(_) => "changefeed_overview",
             Self::Overviews { .. } => "changefeed_overviews",
             Self::CaptureProgress(_) => "capture_progress",
@@ -307,14 +311,21 @@ fn life() -> impl Strategy<Value = Vec<Op>> {
             targets: vec![Attachment { on, state, expected, carries: 0 }],
         };
         let detached = |ago| Op::ProcessorRelease { feed: feed.place, capture: other.place, ago };
+        let reports = |ago| Op::Advance {
+            capture: other,
+            number: Number::Next,
+            entries: vec![Entry { owner: feed, at: 0, processor: Some(ago) }],
+        };
         let released = |ago| Op::OwnerRelease(vec![Release { owner: Ref { ago, ..feed }, ..last }]);
         mostly_all(match which {
             0 => vec![
                 launch,
                 attach(other, ScheduleState::Launched),
                 Op::Assign { owner: feed, seen: Seen::Every, to: vec![other], carries: 1 },
+                reports(0),
                 detached(0),
                 attach(other, ScheduleState::Launched),
+                reports(ago),
                 detached(ago),
                 attach(other, ScheduleState::Removing),
             ],
@@ -346,7 +357,7 @@ fn life() -> impl Strategy<Value = Vec<Op>> {
                 Op::Advance {
                     capture: on,
                     number: Number::Next,
-                    entries: vec![Entry { owner: feed, at: 30 }],
+                    entries: vec![Entry { owner: feed, at: 30, processor: None }],
                 },
                 Op::Transition { owner: feed, event, error: true },
                 released(0),
@@ -468,7 +479,9 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn of_captures() -> impl Strategy<Value = Op> {
-    let entry = (one(), 0..40_u8).prop_map(|(owner, at)| Entry { owner, at });
+    let processor = prop::option::weighted(0.3, ago());
+    let entry =
+        (one(), 0..40_u8, processor).prop_map(|(owner, at, processor)| Entry { owner, at, processor });
     prop_oneof![
         4 => (place(), any::<bool>(), rarely())
             .prop_map(|(place, anew, without_address)| Op::Register { place, anew, without_address }),
@@ -553,7 +566,8 @@ fn reads() -> impl Strategy<Value = Op> {
         some().prop_map(Op::Statuses),
         some().prop_map(Op::Progresses),
         one().prop_map(Op::Schedule),
-        one().prop_map(Op::Processors),
+        one().prop_map(Op::ProcessorRows),
+        some().prop_map(Op::Processors),
         place().prop_map(Op::Overview),
         prop::option::of(any::<bool>()).prop_map(|namespace| Op::Overviews { namespace }),
     ];

@@ -256,7 +256,7 @@ async fn a_source_that_fails_has_its_last_transactions_delivered() {
     let error = TaskError::retryable("CDC:ErrMySQLConnectionError", "lost");
     let events = vec![rows([2]), mark(2), rows([3])];
     let answer = run(bench.pipeline(events, Some(error), accept())).await.unwrap_err();
-    assert_eq!((answer.code, answer.retryable), ("CDC:ErrMySQLConnectionError", true));
+    assert_eq!((&*answer.code, answer.retryable), ("CDC:ErrMySQLConnectionError", true));
     assert_eq!(bench.flushed(), [2, 3]);
     assert!(bench.seen().contains(&Seen::Reported(2, Some(2))));
 }

@@ -55,7 +55,7 @@ impl Replay {
         let message = line.message()?;
         let place = (message.database.clone(), message.table.clone());
         let fail = |reason: &str| {
-            let at = format!("{}-{} at byte {}", line.epoch, line.seq, line.offset);
+            let at = format!("{}-{} at byte {}", line.author, line.seq, line.offset);
             io::Error::new(io::ErrorKind::InvalidData, format!("{at}: {}.{}: {reason}", place.0, place.1))
         };
         self.lines += 1;
@@ -116,6 +116,7 @@ mod tests {
     use metadata_api::model::OwnerEpoch;
 
     use super::*;
+    use crate::reader::Author;
 
     fn line(epoch: u64, kind: &str, ts: u64, new: Option<(&str, &str)>, old: Option<(&str, &str)>) -> Line {
         let row = |(id, name): (&str, &str)| serde_json::json!([{"id": id, "name": name}]);
@@ -125,7 +126,7 @@ mod tests {
             "es": 0, "ts": 0, "sql": "", "sqlType": null, "mysqlType": null, "data": new.map(row), "old": old.map(row),
             "_tidb": {"commitTs": ts}
         });
-        Line { epoch: OwnerEpoch(epoch), seq: 1, offset: 0, text: text.to_string() }
+        Line { author: Author::owner(OwnerEpoch(epoch)), seq: 1, offset: 0, text: text.to_string() }
     }
 
     fn names(replay: &Replay) -> Vec<(String, String)> {
@@ -154,7 +155,7 @@ mod tests {
         assert_eq!(names(&replay), pairs(&[("3", "a"), ("4", "d")]));
         // A new owner repeats from the middle: what is newer stays, at every step but inside a transaction.
         for (at, line) in lines.iter().enumerate().skip(1) {
-            replay.apply(&Line { epoch: OwnerEpoch(2), ..line.clone() }).unwrap();
+            replay.apply(&Line { author: Author::owner(OwnerEpoch(2)), ..line.clone() }).unwrap();
             let name = if at == 4 { "c" } else { "d" };
             assert_eq!(names(&replay), pairs(&[("3", "a"), ("4", name)]), "after line {at}");
         }

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use capture_runtime::clock::Clock;
-use capture_runtime::task::{PreparedTask, TaskError, TaskSpec};
-use metadata_api::model::{ChangefeedProgress, SourcePosition, Ts};
+use capture_runtime::task::{PreparedTask, Share, TaskError, TaskSpec};
+use metadata_api::model::{ChangefeedProgress, SourcePosition, TableId, Ts, UpstreamInfo};
 use serde::{Deserialize, Serialize};
 
 use super::{Launch, Source, SourceFactory};
 use crate::datagen::{DatagenConfig, Generator};
 use crate::event::{Change, Resolved, SourceEvent};
+use crate::part::Part;
 use crate::start::refuse_future_start;
 
 /// How many changes are given at once.
@@ -23,6 +24,10 @@ const PIECE: u64 = 512;
 const IDLE: Duration = Duration::from_millis(200);
 /// How long to wait at least.
 const NAP: Duration = Duration::from_millis(10);
+/// Into how many parts it is split at most; with so many tables or fewer, each is one.
+const MAX_PARTS: u64 = 64;
+/// What a table's name begins with; its number follows.
+const TABLE: &str = "datagen.t";
 
 /// Makes generators.
 #[derive(Clone, Debug)]
@@ -59,6 +64,15 @@ impl SourceFactory for DatagenFactory {
         })
     }
 
+    fn tables(&self, upstream: &UpstreamInfo, _max_processors: u32) -> Result<Vec<TableId>, TaskError> {
+        let tables = DatagenConfig::from_uri(&upstream.uri)?.tables;
+        Ok(if tables <= MAX_PARTS {
+            (0..tables).map(|index| TableId(format!("{TABLE}{index}"))).collect()
+        } else {
+            Part::all(u32::try_from(MAX_PARTS).unwrap_or(1))
+        })
+    }
+
     async fn open(&self, launch: &Launch) -> Result<Box<dyn Source>, TaskError> {
         let config = DatagenConfig::from_uri(&launch.upstream.uri)?;
         let base = match &launch.start.position {
@@ -74,11 +88,13 @@ impl SourceFactory for DatagenFactory {
                     .base
             }
         };
+        let part = launch.share.as_ref().map(|share| part(share, config.tables)).transpose()?;
         let generator = Generator::new(config, base);
         let given = launch.start.checkpoint_ts.max(base);
         Ok(Box::new(Datagen {
             next: generator.count_until(given),
             generator,
+            part,
             resolved: given,
             mark: None,
             clock: Arc::clone(&self.clock),
@@ -86,8 +102,19 @@ impl SourceFactory for DatagenFactory {
     }
 }
 
+/// The part that a share names: of all tables, as many parts as there are tables, or less.
+fn part(share: &Share, tables: u64) -> Result<Part, TaskError> {
+    let index = share.table.0.strip_prefix(TABLE).and_then(|index| index.parse().ok());
+    match (index, u32::try_from(tables)) {
+        (Some(index), Ok(tables)) if index < tables => Ok(Part::new(index, tables)),
+        _ => Part::of(share),
+    }
+}
+
 struct Datagen {
     generator: Generator,
+    /// Which tables are given; `None`: all.
+    part: Option<Part>,
     /// The number of the next change.
     next: u64,
     /// The last mark that was given.
@@ -110,8 +137,10 @@ impl Source for Datagen {
             let due = self.generator.count_until(now);
             if due > self.next {
                 let end = due.min(self.next + PIECE);
-                let changes: Vec<Change> =
-                    (self.next..end).map(|n| self.generator.change(n).into()).collect();
+                let is_mine =
+                    |n: &u64| self.part.is_none_or(|part| part.has_number(self.generator.table_of(*n)));
+                let numbers = (self.next..end).filter(is_mine);
+                let changes: Vec<Change> = numbers.map(|n| self.generator.change(n).into()).collect();
                 self.mark = Some(if end == due { now } else { self.generator.ts_of(end - 1) });
                 self.next = end;
                 return Ok(SourceEvent::Changes(changes));

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use capture_runtime::task::{PreparedTask, TaskContext, TaskError, TaskSpec};
-use metadata_api::model::{ChangefeedInfo, ChangefeedProgress, OwnerTerm, UpstreamInfo};
+use capture_runtime::task::{PreparedTask, Share, TaskContext, TaskError, TaskSpec};
+use metadata_api::model::{ChangefeedInfo, ChangefeedProgress, OwnerTerm, TableId, UpstreamInfo};
 
 use crate::event::SourceEvent;
 
@@ -16,7 +16,10 @@ pub mod mysql;
 pub struct Launch {
     /// The token of the launch. Sinks name what they write by `term.changefeed` and `term.epoch`.
     pub term: OwnerTerm,
-    /// Counts the launches under the same term, from 1.
+    /// What to run; `None`: everything. Otherwise the source gives only what is in the share, with every mark, and several
+    /// sinks write under one owner epoch.
+    pub share: Option<Share>,
+    /// Counts the launches under the same term and share, from 1.
     pub launch: u64,
     /// What to do.
     pub info: Arc<ChangefeedInfo>,
@@ -30,6 +33,7 @@ impl From<&TaskContext> for Launch {
     fn from(context: &TaskContext) -> Self {
         Self {
             term: context.term,
+            share: context.share.clone(),
             launch: context.launch,
             info: Arc::clone(&context.info),
             upstream: context.upstream.clone(),
@@ -53,6 +57,16 @@ pub trait SourceFactory: Send + Sync + 'static {
     /// # Errors
     /// As above; `CDC:ErrStartTsBeforeGC` when the source cannot serve `start_ts` any more.
     async fn prepare(&self, spec: &TaskSpec) -> Result<PreparedTask, TaskError>;
+
+    /// What the source's changes can be split by, for a changefeed on at most `max_processors` captures: each change is in
+    /// exactly one of these, wherever it is asked, and each gives the same marks as the whole would. Empty, as it is unless a
+    /// source says otherwise: it cannot be split.
+    ///
+    /// # Errors
+    /// [`TaskError`] when the upstream's URI is wrong.
+    fn tables(&self, _upstream: &UpstreamInfo, _max_processors: u32) -> Result<Vec<TableId>, TaskError> {
+        Ok(Vec::new())
+    }
 
     /// Opens the source at `launch.start`.
     ///

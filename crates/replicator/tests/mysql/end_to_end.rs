@@ -41,6 +41,7 @@ fn start(db: &Db, sink: &str, epoch: u64, from: &ChangefeedProgress) -> Running 
     let stop = CancellationToken::new();
     let context = TaskContext {
         term: launch.term,
+        share: None,
         launch: 1,
         info: Arc::new(info),
         upstream: launch.upstream,
@@ -177,7 +178,7 @@ async fn the_files_replayed_equal_the_source() {
     for line in lines(&changefeed_dir(dir.path(), ChangefeedUuid(7))).unwrap() {
         let line = line.unwrap();
         let ts = line.message().unwrap().commit_ts();
-        let before = last.insert(line.epoch, ts);
+        let before = last.insert(line.author.epoch, ts);
         assert!(before.is_none_or(|before| before <= ts), "within an epoch commit ts do not go back");
     }
     assert_eq!(last.len(), 3, "three epochs wrote");

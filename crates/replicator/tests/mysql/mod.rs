@@ -174,6 +174,7 @@ pub(crate) fn launch(upstream: &str, epoch: u64, start: &ChangefeedProgress) -> 
         version: Version(1),
     };
     Launch {
+        share: None,
         term: OwnerTerm { changefeed: info.uuid, capture: CaptureId::random(), epoch: OwnerEpoch(epoch) },
         launch: 1,
         info: Arc::new(info),

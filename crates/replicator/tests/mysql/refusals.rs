@@ -35,7 +35,7 @@ async fn wrong_settings_are_refused_one_by_one() {
     ] {
         run(&mut conn, &format!("SET GLOBAL {name} = {wrong}")).await;
         let error = refused(server.url()).await;
-        assert_eq!((error.code, error.retryable), ("CDC:ErrMySQLInvalidConfig", false));
+        assert_eq!((&*error.code, error.retryable), ("CDC:ErrMySQLInvalidConfig", false));
         for part in [name, wrong, &format!("SET PERSIST {name} = {right}")] {
             assert!(error.message.contains(part), "{error} lacks {part}");
         }
@@ -68,7 +68,7 @@ async fn missing_privileges_are_named_and_roles_count() {
     {
         db.run(&format!("GRANT {granted} ON *.* TO {user}")).await;
         let error = refused(url.as_str()).await;
-        assert_eq!((error.code, error.retryable), ("CDC:ErrMySQLInvalidConfig", false));
+        assert_eq!((&*error.code, error.retryable), ("CDC:ErrMySQLInvalidConfig", false));
         for part in [
             &format!("lacks the privilege {missing}"),
             &format!("GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO '{user}'@'%'"),
@@ -121,7 +121,7 @@ async fn nobody_there_is_told_at_once() {
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let error = refused(&format!("mysql://u:hunter2@127.0.0.1:{port}/db")).await;
-    assert_eq!((error.code, error.retryable), ("CDC:ErrMySQLConnectionError", true));
+    assert_eq!((&*error.code, error.retryable), ("CDC:ErrMySQLConnectionError", true));
     assert!(error.message.contains("mysql://u:xxxxx@127.0.0.1"), "{error}");
 
     // Somebody who says nothing.
@@ -135,7 +135,7 @@ async fn nobody_there_is_told_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn mariadb_is_refused_as_a_source() {
     let error = refused(&Kind::Mariadb.url().await).await;
-    assert_eq!((error.code, error.retryable), ("CDC:ErrAPIInvalidParam", false));
+    assert_eq!((&*error.code, error.retryable), ("CDC:ErrAPIInvalidParam", false));
     assert!(error.message.contains("MariaDB") && error.message.contains("MySQL 8.4 and 9.x"), "{error}");
 }
 
@@ -145,5 +145,5 @@ async fn a_position_of_another_source_is_refused() {
     let mut start = db.prepare().await.task_position;
     start.position = Some(metadata_api::model::SourcePosition(serde_json::json!({"base": 5})));
     let error = MysqlFactory.open(&super::launch(&mysql_url().await, 1, &start)).await.err().unwrap();
-    assert_eq!((error.code, error.retryable), ("CDC:ErrChangefeedUnretryable", false));
+    assert_eq!((&*error.code, error.retryable), ("CDC:ErrChangefeedUnretryable", false));
 }

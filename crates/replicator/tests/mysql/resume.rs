@@ -181,7 +181,7 @@ async fn purged_is_told(server: &str, conn: &mut Conn) {
         sleep(Duration::from_millis(50)).await;
     }
     let error = db.read_err(&before.task_position).await;
-    assert_eq!((error.code, error.retryable), ("CDC:ErrStartTsBeforeGC", false), "{error}");
+    assert_eq!((&*error.code, error.retryable), ("CDC:ErrStartTsBeforeGC", false), "{error}");
     let spec = capture_runtime::task::TaskSpec { start_ts: Some(before.start_ts), ..spec(&db.url) };
     let error = MysqlFactory.prepare(&spec).await.unwrap_err();
     assert_eq!(error.code, "CDC:ErrStartTsBeforeGC");
@@ -206,7 +206,7 @@ async fn another_binlog_is_told(server: &str, conn: &mut Conn) {
         db.run(&format!("INSERT INTO t VALUES ({id})")).await;
     }
     let error = db.read_err(&progress(mark)).await;
-    assert_eq!((error.code, error.retryable), ("CDC:ErrChangefeedUnretryable", false), "{error}");
+    assert_eq!((&*error.code, error.retryable), ("CDC:ErrChangefeedUnretryable", false), "{error}");
     assert!(error.message.contains("reset"), "{error}");
 
     let mut position = mark.position.clone().unwrap();
@@ -263,7 +263,7 @@ async fn a_killed_connection_is_an_error_to_try_again_after() {
             Err(error) => break error,
         }
     };
-    assert_eq!((error.code, error.retryable), ("CDC:ErrMySQLConnectionError", true), "{error}");
+    assert_eq!((&*error.code, error.retryable), ("CDC:ErrMySQLConnectionError", true), "{error}");
     assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
 
     db.run("INSERT INTO t VALUES (2)").await;

@@ -143,7 +143,7 @@ async fn what_cannot_be_followed_ends_the_changefeed_with_a_reason() {
             db.run(&sql.replace("'two'", &format!("'{}'", db.name))).await;
         }
         let error = db.read_err(&start).await;
-        assert_eq!((error.code, error.retryable), ("CDC:ErrChangefeedUnretryable", false), "{error}");
+        assert_eq!((&*error.code, error.retryable), ("CDC:ErrChangefeedUnretryable", false), "{error}");
         for part in wanted {
             assert!(error.message.contains(part), "{error} lacks {part}");
         }

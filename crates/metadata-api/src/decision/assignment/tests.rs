@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::model::{ChangefeedUuid, ProcessorEpoch, Revision, Ts};
+use crate::model::{ChangefeedUuid, ProcessorEpoch, Revision, RunningError, TableError, Ts};
 
 mod world;
 
@@ -57,7 +57,8 @@ fn a_table_moves_in_two_steps() {
     view.processors[0].version = Version(2);
 
     let moved = table(1);
-    let report = |since, stopped, ts| TableReport { since: Version(since), stopped, progress: at(ts) };
+    let report =
+        |since, stopped, ts| TableReport { since: Version(since), stopped, error: None, progress: at(ts) };
     for (what, report) in [
         ("nothing was said", None),
         ("it still runs it", Some(report(1, false, 7))),
@@ -76,19 +77,50 @@ fn a_table_moves_in_two_steps() {
 
 #[test]
 fn a_table_waits_for_whoever_serves_a_former_owner() {
-    for state in ScheduleState::ALL {
+    for (state, since, stopped, is_free) in [
+        (ScheduleState::Launched, 1, false, false),
+        (ScheduleState::Removing, 1, false, false),
+        (ScheduleState::Removing, 2, true, false),
+        (ScheduleState::Removing, 1, true, true),
+        (ScheduleState::Removed, 1, false, true),
+    ] {
         let mut former = running(0, 0, 1);
         former.term.owner_epoch = OwnerEpoch(0);
         former.state = state;
         // An operator may have set the changefeed back since.
-        former.reports.insert(table(0), TableReport { since: Version(1), stopped: true, progress: at(99) });
+        let report = TableReport { since: Version(since), stopped, error: None, progress: at(99) };
+        former.reports.insert(table(0), report);
         let writes = assign(&view(1, vec![former, running(1, 0, 0)]), &AssignPolicy::default()).writes;
-        if state == ScheduleState::Removed {
-            assert_eq!(writes[0].orders.0[&table(0)].from, at(1));
+        if is_free {
+            assert_eq!(writes[0].orders.0[&table(0)].from, at(1), "{state}");
         } else {
-            assert!(writes.is_empty(), "it was never told to stop the table, and is {state}: {writes:?}");
+            assert!(writes.is_empty(), "it may run the table, and is {state}: {writes:?}");
         }
     }
+}
+
+#[test]
+fn what_stopped_by_itself_is_given_anew() {
+    let mut view = view(1, vec![running(0, 0, 1)]);
+    let error = TableError {
+        error: RunningError {
+            time: chrono::DateTime::UNIX_EPOCH,
+            addr: "a:1".into(),
+            code: "CDC:ErrX".into(),
+            message: "no".into(),
+        },
+        retryable: true,
+    };
+    let report = TableReport { since: Version(1), stopped: true, error: Some(error), progress: at(7) };
+    view.processors[0].reports.insert(table(0), report);
+    assert_eq!(view.processors[0].failures().map(|(table, _)| table).collect::<Vec<_>>(), [&table(0)]);
+    assert!(!view.processors[0].is_at_work());
+    let writes = assign(&view, &AssignPolicy::default()).writes;
+    let order = TableOrder { since: Version(2), from: at(7), stop: false };
+    assert_eq!(writes[0].orders.0, BTreeMap::from([(table(0), order)]));
+    view.processors[0].orders = writes[0].orders.clone();
+    assert_eq!(view.processors[0].failures().count(), 0, "that was about another order");
+    assert!(view.processors[0].is_at_work());
 }
 
 #[test]
@@ -105,7 +137,7 @@ fn a_table_that_is_not_replicated_any_more_is_stopped_and_forgotten() {
     let writes = assign(&view, &AssignPolicy::default()).writes;
     assert!(writes[0].orders.0[&table(1)].stop && !writes[0].orders.0[&table(0)].stop);
     view.processors[0].orders = writes[0].orders.clone();
-    let stopped = TableReport { since: Version(1), stopped: true, progress: at(9) };
+    let stopped = TableReport { since: Version(1), stopped: true, error: None, progress: at(9) };
     view.processors[0].reports.insert(table(1), stopped);
     let writes = assign(&view, &AssignPolicy::default()).writes;
     assert_eq!(writes[0].orders.0.keys().collect::<Vec<_>>(), [&table(0)]);
@@ -115,7 +147,7 @@ fn a_table_that_is_not_replicated_any_more_is_stopped_and_forgotten() {
 fn the_checkpoint_is_the_least_of_the_tables() {
     let mut view = view(2, vec![running(0, 0, 2)]);
     assert_eq!(checkpoint(&view), Some(at(1)));
-    let report = |ts| TableReport { since: Version(1), stopped: false, progress: at(ts) };
+    let report = |ts| TableReport { since: Version(1), stopped: false, error: None, progress: at(ts) };
     view.processors[0].reports.insert(table(0), report(9));
     assert_eq!(checkpoint(&view), Some(at(1)), "the other one is still where it was");
     view.processors[0].reports.insert(table(1), report(5));
@@ -187,7 +219,7 @@ proptest! {
     #[test]
     fn the_wanted_number_of_captures_serves(
         rows in prop::collection::btree_map(0..8_u8, (prop::sample::select(ScheduleState::ALL.to_vec()), 1..3_u64), 0..8),
-        candidates in prop::collection::btree_map(0..8_u8, 0..5_usize, 0..8),
+        candidates in prop::collection::btree_map(0..8_u8, (0..5_usize, prop::bool::weighted(0.8)), 0..8),
         max_processors in 0..6_usize,
         owner in prop::option::of(0..8_u8),
     ) {
@@ -202,14 +234,17 @@ proptest! {
             version: Version(1),
         };
         let mut rows: Vec<_> = rows.iter().map(row).collect();
-        let candidates: BTreeMap<_, _> = candidates.iter().map(|(n, load)| (id(*n), *load)).collect();
+        let candidate = |(load, is_heard): (usize, bool)| Candidate { load, is_heard };
+        let candidates: BTreeMap<_, _> = candidates.iter().map(|(n, of)| (id(*n), candidate(*of))).collect();
         let owner = owner.map(|n| OwnerTerm { changefeed: ChangefeedUuid(1), capture: id(n), epoch: OwnerEpoch(2) });
         let serves = |row: &ProcessorSchedule| {
             row.state == ScheduleState::Launched && owner.is_some_and(|owner| owner.epoch == row.owner_epoch)
                 && candidates.contains_key(&row.capture)
         };
-        let wanted = if owner.is_some() { max_processors.max(1).min(candidates.len()) } else { 0 };
         let could_stay = rows.iter().filter(|row| serves(row)).count();
+        let stays = |capture: &CaptureId| rows.iter().any(|row| row.capture == *capture && serves(row));
+        let could_come = candidates.iter().filter(|(capture, of)| of.is_heard && !stays(capture)).count();
+        let wanted = if owner.is_some() { max_processors.max(1).min(could_stay + could_come) } else { 0 };
         let leaving: Vec<_> =
             rows.iter().filter(|row| row.state != ScheduleState::Removed && !serves(row)).map(|row| row.capture).collect();
         for round in 0.. {
@@ -229,7 +264,7 @@ proptest! {
                         rows[at].state = ScheduleState::Removing;
                     }
                     (ScheduleState::Launched, at) => {
-                        prop_assert!(candidates.contains_key(&target.capture));
+                        prop_assert!(candidates[&target.capture].is_heard);
                         prop_assert!(at.is_none_or(|at| rows[at].state == ScheduleState::Removed));
                         rows.retain(|row| row.capture != target.capture);
                         let epoch = owner.unwrap().epoch;
@@ -249,7 +284,9 @@ proptest! {
         let serving = rows.iter().filter(|row| serves(row)).count();
         prop_assert_eq!(serving, wanted);
         prop_assert_eq!(rows.iter().filter(|row| row.state == ScheduleState::Launched).count(), wanted);
-        let own = |owner: &OwnerTerm| candidates.contains_key(&owner.capture) && !leaving.contains(&owner.capture);
+        let own = |owner: &OwnerTerm| {
+            candidates.get(&owner.capture).is_some_and(|of| of.is_heard) && !leaving.contains(&owner.capture)
+        };
         if let Some(owner) = owner.filter(|owner| wanted > could_stay && own(owner)) {
             prop_assert!(rows.iter().any(|row| row.capture == owner.capture && serves(row)), "the owner's own is first");
         }

@@ -201,7 +201,7 @@ fn what_still_has_a_processor_is_neither_launched_nor_cleaned_up() {
 fn placed(n: u64, owner: Option<u8>, weight: u32, zone: Option<u8>) -> SnapshotChangefeed {
     let affinity = zone.map(|zone| ("zone".to_owned(), zone.to_string())).into_iter().collect();
     SnapshotChangefeed {
-        placement: Ok(Placement { weight, affinity }),
+        placement: Ok(Placement { weight, affinity, ..Placement::default() }),
         ..feed(n, owner, ScheduleState::Launched, FeedState::Normal)
     }
 }

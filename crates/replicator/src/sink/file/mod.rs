@@ -1,17 +1,22 @@
-//! `file:///dir?protocol=canal-json`: one JSON object a line, in files that each owner epoch has for itself.
+//! `file:///dir?protocol=canal-json`: one JSON object a line, in files that each author (an owner epoch, or a processor's
+//! order under one) has for itself.
 //!
 //! ```text
 //! {dir}/{changefeed uuid}/{owner epoch}-{sequence}.json
+//! {dir}/{changefeed uuid}/{owner epoch}-{from ts}-{processor epoch}.{order}-{table}-{sequence}.json
 //! ```
+//!
+//! The second are those of processors: a table that moves on to another is in other files from then on. `from ts` is where that
+//! order began; it grows with each, so that a table's files are in order by name's parts, as [reader](crate::reader) reads them.
 //!
 //! * **A zombie never writes into its successor's file**: the epoch is in the name, files are created exclusively,
 //!   and no epoch touches another's.
 //! * **Durable before the checkpoint moves**: a flush ends with `fdatasync` of each file it wrote and, when it
 //!   made one, `fsync` of the directory.
 //! * **A torn line is never data**: a line is complete when its newline is there. What a failed or refused flush
-//!   left behind is cut off by the next launch of the same epoch (an epoch never outlives its process, so what
-//!   was durable is known); of another epoch's files the [reader](crate::reader) leaves the torn tail out.
-//! * **Order**: within an epoch `commitTs` never goes back. A relaunch under the same epoch leaves out what its
+//!   left behind is cut off by the next launch of the same author (who never outlives its process, so what
+//!   was durable is known); of another author's files the [reader](crate::reader) leaves the torn tail out.
+//! * **Order**: of one author `commitTs` never goes back. A relaunch of the same author leaves out what its
 //!   predecessor made durable beyond the task position; a new epoch repeats it.
 //! * Nothing is written, made or cut before the first admitted flush. Files are rotated by size (`file-size`
 //!   bytes, 64 MiB unless given, exceeded only by a line that is longer), and never deleted.
@@ -25,8 +30,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use capture_runtime::clock::Clock;
-use capture_runtime::task::{TaskError, TaskSpec};
-use metadata_api::model::{ChangefeedUuid, OwnerEpoch, ReplicaConfig, SecretUri, Ts};
+use capture_runtime::task::{Share, TaskError, TaskSpec};
+use metadata_api::model::{ChangefeedUuid, ReplicaConfig, SecretUri, Ts};
 use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::Errno;
 use serde_json::Value;
@@ -36,7 +41,7 @@ use crate::canal_json::Encoder;
 use crate::config::PROTOCOL;
 use crate::event::Change;
 use crate::params::{Params, UriField};
-use crate::reader::changefeed_dir;
+use crate::reader::{Author, changefeed_dir};
 use crate::source::Launch;
 
 mod writer;
@@ -49,13 +54,16 @@ const DEFAULT_FILE_SIZE: u64 = 64 << 20;
 #[derive(Debug)]
 pub(crate) struct FileFactory {
     clock: Arc<dyn Clock>,
-    marks: Arc<Mutex<HashMap<ChangefeedUuid, Mark>>>,
+    marks: Marks,
 }
 
-/// What an epoch made durable so far.
-#[derive(Clone, Copy, Debug)]
+/// What each author made durable, by who is: of a changefeed, only those of the last owner epoch here.
+type Marks = Arc<Mutex<HashMap<(ChangefeedUuid, Option<Share>), Mark>>>;
+
+/// What an author made durable so far.
+#[derive(Clone, Debug)]
 struct Mark {
-    epoch: OwnerEpoch,
+    author: Author,
     /// The last change that is durable; those before it are, too.
     last: Ts,
     /// Where its files end.
@@ -121,26 +129,29 @@ impl SinkFactory for FileFactory {
     async fn open(&self, launch: &Launch) -> Result<Box<dyn Sink>, TaskError> {
         let settings = Settings::parse(&launch.info.sink_uri, &launch.info.config)?;
         let term = launch.term;
-        let mark = self
-            .marks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&term.changefeed)
-            .copied()
-            .filter(|mark| mark.epoch == term.epoch);
+        let key = (term.changefeed, launch.share.clone());
+        let mark = {
+            let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+            marks.get(&key).cloned().filter(|mark| mark.author.epoch == term.epoch)
+        };
+        // A relaunch is the same author, though it begins further on.
+        let from = launch.start.checkpoint_ts;
+        let author = mark.as_ref().map(|mark| mark.author.clone());
+        let author = author.unwrap_or_else(|| Author::of(term, launch.share.as_ref(), from));
+        let (last, end) = mark.map_or((Ts::ZERO, None), |mark| (mark.last, Some(mark.end)));
         Ok(Box::new(FileSink {
-            changefeed: term.changefeed,
-            epoch: term.epoch,
-            durable_before: mark.map_or(Ts::ZERO, |mark| mark.last),
-            last: mark.map_or(Ts::ZERO, |mark| mark.last),
+            key,
+            author: author.clone(),
+            durable_before: last,
+            last,
             encoder: Encoder::default(),
             pending: Vec::new(),
             writer: Some(SegmentWriter::new(
                 settings.dir.clone(),
                 changefeed_dir(&settings.dir, term.changefeed),
-                term.epoch,
+                author,
                 settings.file_size,
-                mark.map(|mark| mark.end),
+                end,
             )),
             clock: Arc::clone(&self.clock),
             marks: Arc::clone(&self.marks),
@@ -180,9 +191,9 @@ fn not_writable(place: &Path, error: Errno) -> String {
 }
 
 struct FileSink {
-    changefeed: ChangefeedUuid,
-    epoch: OwnerEpoch,
-    /// Changes before it are durable since an earlier launch of this epoch.
+    key: (ChangefeedUuid, Option<Share>),
+    author: Author,
+    /// Changes before it are durable since an earlier launch of this author.
     durable_before: Ts,
     /// The last change that was added.
     last: Ts,
@@ -191,7 +202,7 @@ struct FileSink {
     /// `None` only while a flush has it, and after one that did not return.
     writer: Option<SegmentWriter>,
     clock: Arc<dyn Clock>,
-    marks: Arc<Mutex<HashMap<ChangefeedUuid, Mark>>>,
+    marks: Marks,
 }
 
 #[async_trait]
@@ -224,12 +235,15 @@ impl Sink for FileSink {
         let (writer, mut bytes, answer) = io.await.map_err(|error| did_not_return(&error.to_string()))?;
         if let Some(end) = writer.durable_end() {
             let last = if answer.is_ok() { self.last } else { self.durable_before };
-            let mark = Mark { epoch: self.epoch, last, end };
             let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
-            let kept = marks.entry(self.changefeed).or_insert(mark);
+            let of_former = |key: &(ChangefeedUuid, _), mark: &Mark| {
+                key.0 == self.key.0 && mark.author.epoch < self.author.epoch
+            };
+            marks.retain(|key, mark| !of_former(key, mark));
             // After a failed flush, what an earlier one made durable still is.
-            let last = if kept.epoch == self.epoch { kept.last.max(last) } else { last };
-            *kept = Mark { last, ..mark };
+            let before = marks.get(&self.key).filter(|kept| kept.author == self.author);
+            let last = before.map_or(last, |kept| kept.last.max(last));
+            marks.insert(self.key.clone(), Mark { author: self.author.clone(), last, end });
         }
         self.writer = Some(writer);
         bytes.clear();

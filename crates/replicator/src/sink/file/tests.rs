@@ -36,7 +36,7 @@ impl Bench {
 
     fn commits(&self) -> Vec<(u64, u64)> {
         let lines: Vec<Line> = lines(&self.files()).unwrap().map(Result::unwrap).collect();
-        lines.iter().map(|line| (line.epoch.0, line.message().unwrap().tidb.commit_ts)).collect()
+        lines.iter().map(|line| (line.author.epoch.0, line.message().unwrap().tidb.commit_ts)).collect()
     }
 
     /// Every file of the changefeed with what is in it.

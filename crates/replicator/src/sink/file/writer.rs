@@ -1,14 +1,12 @@
-//! The blocking part of the file sink: one epoch's files.
+//! The blocking part of the file sink: one author's files.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
-use capture_runtime::task::TaskError;
-use metadata_api::model::OwnerEpoch;
-
-use crate::reader::{segment_name, segments};
+use crate::reader::{Author, segment_name, segments};
 use crate::sink::{FlushError, FlushGuard, GuardRefusal};
+use capture_runtime::task::TaskError;
 
 /// How much is written between two looks at the guard.
 const PIECE: usize = 1 << 20;
@@ -20,14 +18,14 @@ pub(super) struct DurableEnd {
     len: u64,
 }
 
-/// Writes one epoch's files of one changefeed.
+/// Writes one author's files of one changefeed.
 #[derive(Debug)]
 pub(super) struct SegmentWriter {
     root: PathBuf,
     dir: PathBuf,
-    epoch: OwnerEpoch,
+    author: Author,
     file_size: u64,
-    /// What an earlier launch of this epoch made durable, if there was one.
+    /// What an earlier launch of this author made durable, if there was one.
     inherited: Option<DurableEnd>,
     /// `None` until the directory was made and inspected.
     durable: Option<DurableEnd>,
@@ -69,11 +67,11 @@ impl SegmentWriter {
     pub(super) fn new(
         root: PathBuf,
         dir: PathBuf,
-        epoch: OwnerEpoch,
+        author: Author,
         file_size: u64,
         inherited: Option<DurableEnd>,
     ) -> Self {
-        Self { root, dir, epoch, file_size, inherited, durable: None, current: None, last_seq: 0 }
+        Self { root, dir, author, file_size, inherited, durable: None, current: None, last_seq: 0 }
     }
 
     /// What is durable; `None` before the first flush got so far as to look.
@@ -90,7 +88,7 @@ impl SegmentWriter {
             Err(stop) => {
                 self.current = None;
                 if let Some(durable) = self.durable
-                    && let Err(error) = cut_after(&self.dir, self.epoch, durable)
+                    && let Err(error) = cut_after(&self.dir, &self.author, durable)
                 {
                     tracing::warn!(dir = %self.dir.display(), %error, "a failed flush could not be taken back");
                 }
@@ -117,7 +115,7 @@ impl SegmentWriter {
             let segment = match &mut self.current {
                 Some(segment) => segment,
                 none => {
-                    let segment = create(&self.dir, self.epoch, self.last_seq + 1)?;
+                    let segment = create(&self.dir, &self.author, self.last_seq + 1)?;
                     self.last_seq = segment.seq;
                     made_file = true;
                     none.insert(segment)
@@ -150,7 +148,7 @@ impl SegmentWriter {
         Ok(())
     }
 
-    /// Makes the directory, and cuts off what an earlier launch of this epoch left that is not durable.
+    /// Makes the directory, and cuts off what an earlier launch of this author left that is not durable.
     fn adopt(&mut self) -> Result<(), Stop> {
         if !self.dir.is_dir() {
             std::fs::create_dir_all(&self.dir).map_err(on(&self.dir, "make directory"))?;
@@ -162,11 +160,11 @@ impl SegmentWriter {
             }
         }
         if let Some(durable) = self.inherited {
-            cut_after(&self.dir, self.epoch, durable).map_err(on(&self.dir, "cut the torn tail in"))?;
+            cut_after(&self.dir, &self.author, durable).map_err(on(&self.dir, "cut the torn tail in"))?;
         }
         let mut end = DurableEnd { seq: 0, len: 0 };
         for segment in segments(&self.dir).map_err(on(&self.dir, "list"))? {
-            if segment.epoch != self.epoch {
+            if segment.author != self.author {
                 continue;
             }
             let len = cut_torn_line(&segment.path).map_err(on(&segment.path, "cut the torn tail of"))?;
@@ -178,8 +176,8 @@ impl SegmentWriter {
     }
 }
 
-fn create(dir: &Path, epoch: OwnerEpoch, seq: u64) -> Result<Segment, Stop> {
-    let path = dir.join(segment_name(epoch, seq));
+fn create(dir: &Path, author: &Author, seq: u64) -> Result<Segment, Stop> {
+    let path = dir.join(segment_name(author, seq));
     let file = OpenOptions::new().append(true).create_new(true).open(&path).map_err(on(&path, "create"))?;
     Ok(Segment { file, seq, len: 0, path })
 }
@@ -201,15 +199,15 @@ fn whole_lines(lines: &[u8], room: u64, empty: bool) -> usize {
     if empty { lines.iter().position(|byte| *byte == b'\n').map_or(lines.len(), |at| at + 1) } else { 0 }
 }
 
-/// Cuts an epoch's files to where they are durable.
-fn cut_after(dir: &Path, epoch: OwnerEpoch, durable: DurableEnd) -> io::Result<()> {
+/// Cuts an author's files to where they are durable.
+fn cut_after(dir: &Path, author: &Author, durable: DurableEnd) -> io::Result<()> {
     for segment in segments(dir)? {
         let keep = match segment.seq.cmp(&durable.seq) {
             std::cmp::Ordering::Less => continue,
             std::cmp::Ordering::Equal => durable.len,
             std::cmp::Ordering::Greater => 0,
         };
-        if segment.epoch == epoch {
+        if segment.author == *author {
             let file = OpenOptions::new().write(true).open(&segment.path)?;
             if file.metadata()?.len() > keep {
                 file.set_len(keep)?;

@@ -339,7 +339,7 @@ impl Assembler {
         let touches = session.touched.as_deref().unwrap_or_default();
         let wanted = self.scope.wants_schema(&schema)
             || self.scope.db.is_some() && touches.iter().any(|name| self.scope.wants_schema(name));
-        if !wanted {
+        if !wanted || !self.scope.has_table(&schema, table.as_deref()) {
             return Ok(());
         }
         if self.open.as_ref().is_none_or(|open| open.skipped) {

@@ -9,6 +9,7 @@ use mysql_async::{BinlogStream, BinlogStreamRequest};
 
 use super::endpoint::Endpoint;
 use super::position::Position;
+use crate::source::Launch;
 
 /// How often the server says that nothing happens.
 pub(super) const HEARTBEAT_MS: u64 = 1000;
@@ -32,6 +33,15 @@ impl Identity {
     pub(super) fn new(changefeed: u64, epoch: u64, launch: u64, server: u32) -> Self {
         let seed = [changefeed, epoch, launch].into_iter().fold(0, |seed, part| mix(seed ^ part));
         Self { seed, attempt: 0, server }
+    }
+
+    /// That of a launch.
+    pub(super) fn of(launch: &Launch, server: u32) -> Self {
+        let share = launch.share.as_ref().map_or(0, |share| {
+            let table = crc32fast::hash(share.table.0.as_bytes());
+            mix(share.processor.epoch.0 ^ mix(share.since.0 ^ mix(table.into())))
+        });
+        Self::new(launch.term.changefeed.0, launch.term.epoch.0 ^ share, launch.launch, server)
     }
 
     /// Another one.

@@ -46,6 +46,12 @@
 //! `CDC:ErrStartTsBeforeGC`. A lost connection is an error that is retried: the changefeed is launched again
 //! from its checkpoint. Transactions are read once more from their beginning.
 //!
+//! # On several captures
+//!
+//! Each processor reads the whole binlog and takes the rows of its part of the tables (`part.rs`), so that a part's position is a
+//! start for every part. A statement that names no table (`CREATE DATABASE`) is in the first part. Parts do not wait for each
+//! other: a table that is renamed may change its part, and what the sink gets of it before and after are then two streams.
+//!
 //! # Left
 //!
 //! An XA transaction that was prepared before the start and commits after it is not seen. After a takeover by a
@@ -63,7 +69,7 @@
 
 use async_trait::async_trait;
 use capture_runtime::task::{PreparedTask, TaskError, TaskSpec};
-use metadata_api::model::{ChangefeedProgress, Ts};
+use metadata_api::model::{ChangefeedProgress, TableId, Ts, UpstreamInfo};
 use mysql_async::Conn;
 
 use self::assembler::Assembler;
@@ -76,6 +82,7 @@ use self::server::Facts;
 use self::stream::MysqlSource;
 use super::{Launch, Source, SourceFactory};
 use crate::filter::Filter;
+use crate::part::Part;
 use crate::start::refuse_future_start;
 
 mod assembler;
@@ -133,6 +140,13 @@ impl SourceFactory for MysqlFactory {
         })
     }
 
+    /// By the names of the tables, into as many parts as there may be processors: each reads the whole log. Tables come and
+    /// go, so that they could not be listed; where a table belongs is known before it is there.
+    fn tables(&self, upstream: &UpstreamInfo, max_processors: u32) -> Result<Vec<TableId>, TaskError> {
+        Endpoint::from_uri(&upstream.uri)?;
+        Ok(Part::all(max_processors))
+    }
+
     async fn open(&self, launch: &Launch) -> Result<Box<dyn Source>, TaskError> {
         let endpoint = Endpoint::from_uri(&launch.upstream.uri)?;
         let mut conn = endpoint.connect().await?;
@@ -156,9 +170,9 @@ impl SourceFactory for MysqlFactory {
             db: endpoint.db().map(str::to_owned),
             ignores_case: facts.ignores_case,
             filter: Filter::from_config(&launch.info.config.0)?,
+            part: launch.share.as_ref().map(Part::of).transpose()?,
         };
-        let identity =
-            Identity::new(launch.term.changefeed.0, launch.term.epoch.0, launch.launch, facts.server_id);
+        let identity = Identity::of(launch, facts.server_id);
         Ok(Box::new(MysqlSource {
             idle: Idle::begin(endpoint.clone(), facts.uuid),
             endpoint,

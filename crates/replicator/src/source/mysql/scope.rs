@@ -3,6 +3,7 @@
 use super::bytes::{Bytes, Read};
 use super::charset::{Charset, Collations};
 use crate::filter::Filter;
+use crate::part::Part;
 
 /// Schemas of the server's own, which are never replicated.
 const SYSTEM_SCHEMAS: [&str; 4] = ["mysql", "sys", "information_schema", "performance_schema"];
@@ -14,6 +15,8 @@ pub(super) struct Scope {
     /// `lower_case_table_names` is not 0.
     pub(super) ignores_case: bool,
     pub(super) filter: Filter,
+    /// Which tables; `None`: all.
+    pub(super) part: Option<Part>,
 }
 
 impl Scope {
@@ -28,7 +31,17 @@ impl Scope {
 
     /// What the filter leaves out is not even decoded.
     pub(super) fn wants_table(&self, schema: &str, table: &str) -> bool {
-        self.wants_schema(schema) && self.filter.matches_table(schema, table)
+        self.wants_schema(schema)
+            && self.filter.matches_table(schema, table)
+            && self.has_table(schema, Some(table))
+    }
+
+    /// Whether what is done to this table, or to the schema, is in the part that is wanted.
+    pub(super) fn has_table(&self, schema: &str, table: Option<&str>) -> bool {
+        self.part.is_none_or(|part| match table {
+            Some(table) => part.has_table(schema, table),
+            None => part.is_first(),
+        })
     }
 
     /// Whether a statement that was run in `schema`, and said to touch `touched`, may change what is wanted.
@@ -113,6 +126,7 @@ mod tests {
             db: db.map(str::to_owned),
             ignores_case,
             filter: Filter::new(["*.*", "!*.tmp"], false).unwrap(),
+            part: None,
         }
     }
 

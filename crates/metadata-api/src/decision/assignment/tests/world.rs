@@ -11,7 +11,7 @@ struct Processor {
     seen: Option<Row>,
     /// What it runs: under which order, and how far it is.
     running: BTreeMap<TableId, (Version, u64)>,
-    /// What it has stopped and not yet been allowed to forget.
+    /// What it has stopped, told to or not, and not yet been allowed to forget.
     stopped: BTreeMap<TableId, (Version, u64)>,
 }
 
@@ -52,6 +52,8 @@ enum Step {
     Obey(u8),
     Report(u8),
     Release(u8),
+    /// The first table that it runs cannot go on.
+    Fail(u8),
     Decide,
     Write(u8),
     Schedule(u8),
@@ -71,6 +73,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => who.clone().prop_map(Step::Obey),
         4 => who.clone().prop_map(Step::Report),
         2 => who.clone().prop_map(Step::Release),
+        2 => who.clone().prop_map(Step::Fail),
         6 => Just(Step::Decide),
         6 => who.clone().prop_map(Step::Write),
         3 => (1..4_u8).prop_map(Step::Schedule),
@@ -138,6 +141,13 @@ impl World {
             Step::Obey(n) => self.pick(n).map_or(Ok(()), |capture| self.obey(capture))?,
             Step::Report(n) => self.pick(n).into_iter().for_each(|capture| self.report(capture)),
             Step::Release(n) => self.pick(n).into_iter().for_each(|capture| self.release(capture)),
+            Step::Fail(n) => {
+                if let Some(processor) = self.pick(n).and_then(|capture| self.processors.get_mut(&capture))
+                    && let Some((table, at)) = processor.running.pop_first()
+                {
+                    processor.stopped.insert(table, at);
+                }
+            }
             Step::Decide => self.decide()?,
             Step::Write(n) => {
                 // Mostly the newest, and now and then one that was thought lost.
@@ -244,7 +254,7 @@ impl World {
         let Some(row) = self.rows.get_mut(&capture).filter(|row| row.term == seen.term) else { return };
         let report = |stopped: bool| {
             move |(table, (since, position)): (&TableId, &(Version, u64))| {
-                (table.clone(), TableReport { since: *since, stopped, progress: at(*position) })
+                (table.clone(), TableReport { since: *since, stopped, error: None, progress: at(*position) })
             }
         };
         row.reports = processor.running.iter().map(report(false)).collect();
@@ -298,7 +308,8 @@ impl World {
     fn schedule(&mut self, max_processors: usize) {
         let owner = OwnerTerm { changefeed: ChangefeedUuid(1), capture: id(0), epoch: self.epoch };
         let candidates = self.captures.iter().filter(|(_, drains)| !**drains);
-        let candidates = candidates.map(|(capture, _)| (*capture, 0)).collect();
+        let candidate = Candidate { load: 0, is_heard: true };
+        let candidates = candidates.map(|(capture, _)| (*capture, candidate)).collect();
         let row = |row: &Row| ProcessorSchedule {
             changefeed: row.term.changefeed,
             capture: row.term.capture,

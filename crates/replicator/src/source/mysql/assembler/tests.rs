@@ -23,7 +23,7 @@ fn position(previous: Ts) -> Position {
 
 fn assembler(at: Position, marked: Ts) -> Assembler {
     let filter = Filter::new(["*.*"], false).unwrap();
-    let scope = Scope { db: Some("d".to_owned()), ignores_case: false, filter };
+    let scope = Scope { db: Some("d".to_owned()), ignores_case: false, filter, part: None };
     let mut assembler = Assembler::new(at, marked, scope, Collations::default());
     assembler.take(&event(EventType::FORMAT_DESCRIPTION_EVENT, 0, &fde())).unwrap();
     assembler
@@ -246,7 +246,7 @@ proptest! {
 #[test]
 fn an_end_says_nothing_before_the_server_has_begun() {
     let filter = Filter::new(["*.*"], false).unwrap();
-    let scope = Scope { db: None, ignores_case: false, filter };
+    let scope = Scope { db: None, ignores_case: false, filter, part: None };
     let mut assembler = Assembler::new(position(Ts(7)), Ts(7), scope, Collations::default());
     // A server that was reset has less than we have read; it will refuse in a moment.
     let end = End { now: Ts(1 << 40), file: FILE.to_owned(), pos: 4, gtids: String::new() };
@@ -259,7 +259,7 @@ fn an_end_says_nothing_before_the_server_has_begun() {
 #[test]
 fn another_file_of_the_same_name_is_told() {
     let filter = Filter::new(["*.*"], false).unwrap();
-    let scope = Scope { db: None, ignores_case: false, filter };
+    let scope = Scope { db: None, ignores_case: false, filter, part: None };
     let at = Position { file_created: Some(99), ..position(Ts(7)) };
     let mut assembler = Assembler::new(at, Ts(7), scope, Collations::default());
     let stuck = assembler.take(&event(EventType::FORMAT_DESCRIPTION_EVENT, 0, &fde())).unwrap_err();
