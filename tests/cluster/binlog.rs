@@ -101,8 +101,8 @@ async fn the_files_are_the_tables_although_owners_are_killed(kind: Kind) {
         let body = changefeed(&cluster, &source, n, rules);
         cluster.create(&cluster.client(n), &body).await.unwrap();
     }
-    // The same tables once more, on all three.
-    let mut split = changefeed(&cluster, &source, 3, &["*"]);
+    // All but the great transactions once more, on all three captures.
+    let mut split = changefeed(&cluster, &source, 3, &["kinds", "pairs", "blobs"]);
     if let Some(config) = &mut split.replica_config {
         config.insert("placement".to_owned(), json!({"max_processors": 3}));
     }
@@ -149,9 +149,10 @@ async fn the_files_are_the_tables_although_owners_are_killed(kind: Kind) {
             "measured: binlog to files, {what}: {} lines, {counts:?} ({kind})",
             replay.line_count()
         ));
-        assert!(counts.inserts > 0 && counts.updates > 0 && counts.deletes > 0 && counts.greatest >= MANY);
-        for table in tables() {
-            compare(&source, &table, replay.rows(&schema(&source), table.name)).await;
+        assert!(counts.inserts > 0 && counts.updates > 0 && counts.deletes > 0);
+        assert!(what != "whole" || counts.greatest >= MANY);
+        for table in tables().iter().filter(|table| what == "whole" || table.name != "bulk") {
+            compare(&source, table, replay.rows(&schema(&source), table.name)).await;
         }
     }
     test_servers::drop_database(&source).await;
