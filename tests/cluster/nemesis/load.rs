@@ -14,14 +14,16 @@ use tokio::task::JoinHandle;
 use crate::binlog::{Cell, Table, compare, connect, schema};
 use crate::harness::{Cluster, Random, say};
 
-/// How many changefeeds; each has a table.
-pub const FEEDS: usize = 6;
+/// How many changefeeds; each has a table, and the last one those that are left, on several captures.
+pub const FEEDS: usize = 7;
+/// On how many.
+const PROCESSORS: usize = 3;
 /// Between two transactions.
 const PAUSE: Duration = Duration::from_millis(25);
 /// How many rows a table has at most.
 const ROWS: u64 = 200;
 
-const TABLES: [&str; FEEDS] = ["t0", "t1", "t2", "t3", "t4", "t5"];
+const TABLES: [&str; 9] = ["t0", "t1", "t2", "t3", "t4", "t5", "t6", "t7", "t8"];
 
 /// Tables that are written to until it is told to stop.
 pub struct Load {
@@ -40,10 +42,15 @@ impl Load {
             conn.query_drop(sql).await.expect("a table");
         }
         conn.disconnect().await.expect("it closes");
-        for (n, table) in TABLES.into_iter().enumerate() {
-            let config = json!({"filter": {"rules": [format!("{}.{table}", schema(&source))]}});
+        for n in 0..FEEDS {
+            let is_last = n + 1 == FEEDS;
+            let tables = if is_last { &TABLES[n..] } else { &TABLES[n..=n] };
+            let rules: Vec<String> =
+                tables.iter().map(|table| format!("{}.{table}", schema(&source))).collect();
+            let max_processors = if is_last { PROCESSORS } else { 1 };
+            let config = json!({"filter": {"rules": rules}, "placement": {"max_processors": max_processors}});
             let body = ChangefeedConfig {
-                changefeed_id: format!("table-{n}"),
+                changefeed_id: if is_last { "split".to_owned() } else { format!("table-{n}") },
                 upstream_uri: source.clone(),
                 sink_uri: format!("file://{}?protocol=canal-json", cluster.out().display()),
                 replica_config: config.as_object().cloned(),

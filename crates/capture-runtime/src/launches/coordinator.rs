@@ -15,7 +15,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use metadata_api::Result;
 use metadata_api::decision::assignment::{
     AssignPolicy, ChangefeedView, Decision, ProcessorView, assign, checkpoint, positions,
 };
@@ -23,6 +22,7 @@ use metadata_api::model::{
     BootTime, CaptureId, ChangefeedProgress, Placement, ProcessorAssignment, Revision, TableError, TableId,
     Ts, Version,
 };
+use metadata_api::{MetadataError, Result};
 
 use crate::observer::{CaptureObserver, lock};
 use crate::pace;
@@ -100,9 +100,15 @@ impl Coordinator {
                     self.context.stop.cancelled().await;
                     return Ok(TaskEnd::Stopped);
                 }
-                Err(error) => {
+                // The rows moved since they were read, or the database did not answer.
+                Err(error) if error.is_transient() || matches!(error, MetadataError::Conflict { .. }) => {
                     tracing::debug!(changefeed = %self.context.info.name, %error, "could not look after the processors");
                     LOOK_SOON
+                }
+                // Somebody has to hear of it.
+                Err(error) => {
+                    let message = format!("the changefeed's processors cannot be looked after: {error}");
+                    return Err(TaskError::retryable("CDC:ErrInternalServerError", message));
                 }
             };
             self.pause(wait, revision).await;
