@@ -4,7 +4,7 @@
 //! what was done half is gone on with by repeating it, or by the next controller. What is *not* kept is the rule that nobody's work
 //! is taken before its deadline has passed: see each function for the risk.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::IntoFuture as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -239,8 +239,10 @@ impl<'a, P: FnMut(usize, usize)> Reset<'a, P> {
         let carried: Vec<ChangefeedUuid> = carried.map(|feed| feed.schedule.changefeed).collect();
         for batch in carried.chunks(MAX_BATCH) {
             self.renew().await?;
-            let rows = patiently(|| self.store.processors(Some(batch))).await?;
-            let rows: Vec<_> = rows.into_iter().map(|of| of.schedule).collect();
+            let mut rows: BTreeMap<_, Vec<_>> = BTreeMap::new();
+            for of in patiently(|| self.store.processors(Some(batch))).await? {
+                rows.entry(of.schedule.changefeed).or_default().push(of.schedule);
+            }
             for (changefeed, targets) in plan_processors(snapshot, &rows, |_| false).targets {
                 self.renew().await?;
                 match patiently(|| self.store.processor_set(self.term, changefeed, &targets)).await {

@@ -24,8 +24,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use metadata_api::model::{
-    ChangefeedInfo, ChangefeedName, ChangefeedProgress, OwnerTerm, ProcessorTerm, ReplicaConfig, SecretUri,
-    TableId, Ts, UpstreamInfo, Version,
+    ChangefeedInfo, ChangefeedName, ChangefeedProgress, OwnerTerm, ProcessorTerm, ReplicaConfig, Revision,
+    SecretUri, SourcePosition, TableId, Ts, UpstreamInfo, Version,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -65,8 +65,11 @@ pub struct Share {
     pub table: TableId,
     /// The token of the processor. Its `owner_epoch` is the [`TaskContext::term`]'s epoch.
     pub processor: ProcessorTerm,
-    /// Which order of this processor it is. A table that moves on gets another (processor, order).
+    /// Which order of this processor it is.
     pub since: Version,
+    /// Grows with each order to run this table under one owner epoch, whichever processor gets it: no two have the same. Sinks
+    /// name what they write by it.
+    pub turn: Revision,
 }
 
 /// All that one launch is given.
@@ -183,9 +186,6 @@ pub trait TaskFactory: Send + Sync + 'static {
     /// split, and its owner runs it whole. Asked by each launch of an owner whose changefeed may have several processors,
     /// and whenever that owner tries again; what it answers must not change while the changefeed's configuration does not.
     ///
-    /// A position that one table reports must be a start for every other with the same checkpoint: the changefeed's own
-    /// progress carries that of the table that is furthest behind.
-    ///
     /// # Errors
     /// [`TaskError`].
     async fn tables(
@@ -194,6 +194,18 @@ pub trait TaskFactory: Send + Sync + 'static {
         _upstream: &UpstreamInfo,
     ) -> Result<Vec<TableId>, TaskError> {
         Ok(Vec::new())
+    }
+
+    /// The position for a changefeed whose tables are where these say: a start from which no table misses anything. Unless
+    /// told otherwise, that of the table with the least checkpoint: right where positions grow with checkpoints and mean the
+    /// same whichever table reported them. `None` is always right, if the source can start at a checkpoint alone.
+    fn common_position(
+        &self,
+        _upstream: &UpstreamInfo,
+        tables: &[&ChangefeedProgress],
+    ) -> Option<SourcePosition> {
+        let least = tables.iter().min_by_key(|table| table.checkpoint_ts);
+        least.and_then(|table| table.position.clone())
     }
 
     /// Runs one launch until it is told to stop, has reached its target, or fails.

@@ -137,6 +137,8 @@ macro_rules! conformance_suite {
                 an_attachment_serves_the_current_owner_epoch
                 a_processor_goes_by_removing_to_removed
                 a_processor_releases_by_itself
+                what_a_processor_carries_is_not_at_rest
+                a_name_is_held_while_a_processor_lives
                 a_removed_row_is_used_again
                 processors_are_set_all_or_nothing
                 a_version_of_a_row_that_is_not_there_is_a_conflict

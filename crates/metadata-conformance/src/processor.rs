@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use metadata_api::model::{
-    CaptureId, CaptureTerm, ChangefeedUuid, OwnerEpoch, OwnerTerm, ProcessorAssignment, ProcessorEpoch,
-    ProcessorSchedule, ProcessorTarget, ProcessorTerm, ScheduleState, Version,
+    CaptureId, CaptureTerm, ChangefeedProgress, ChangefeedUpdate, ChangefeedUuid, OwnerEpoch, OwnerTerm,
+    ProcessorAssignment, ProcessorEpoch, ProcessorSchedule, ProcessorTarget, ProcessorTerm, ScheduleState,
+    Ts, Version,
 };
 use metadata_api::store::{Authority, MAX_BATCH};
 use serde_json::json;
@@ -49,6 +50,57 @@ pub async fn a_processor_goes_by_removing_to_removed(c: &Cluster) {
     assert_eq!((released.epoch, released.owner_epoch), (attached.epoch, attached.owner_epoch));
     assert_eq!(released.revision, c.revision().await);
     c.refuses(Refusal::Fenced, c.store.processor_release(attached.term())).await;
+}
+
+/// Whose owner has stopped may still be carried: it gets no new configuration and no new position before nobody does.
+pub async fn what_a_processor_carries_is_not_at_rest(c: &Cluster) {
+    let o = c.owned("carried").await;
+    let row = c.attach(o.controller, o.changefeed, c.capture().await).await;
+    c.store.changefeed_pause(o.changefeed).await.unwrap();
+    c.release(o.owner).await;
+    let position = ChangefeedProgress::at(Ts(2_000));
+    let update = ChangefeedUpdate { target_ts: Some(Ts(9_000)), ..ChangefeedUpdate::default() };
+    let version = c.info(o.changefeed).await.version;
+    let overwrite = || c.store.changefeed_resume(o.changefeed, Some(&position));
+    let configure = || c.store.changefeed_update(o.changefeed, version, &update);
+    c.refuses(Refusal::InvalidTransition, overwrite()).await;
+    c.refuses(Refusal::InvalidTransition, configure()).await;
+    c.store.processor_release(row.term()).await.unwrap();
+    configure().await.unwrap();
+    overwrite().await.unwrap();
+    assert_eq!(c.progress(o.changefeed).await, position);
+}
+
+/// Two changefeeds never write under one name: it is free when neither an owner nor a processor is left.
+pub async fn a_name_is_held_while_a_processor_lives(c: &Cluster) {
+    for removed_first in [false, true] {
+        let name = format!("held-{removed_first}");
+        let o = c.owned(&name).await;
+        let processor = c.capture().await;
+        let row = c.attach(o.controller, o.changefeed, processor).await;
+        if removed_first {
+            c.store.changefeed_remove(Authority::Operator, o.changefeed).await.unwrap();
+            c.release(o.owner).await;
+        } else {
+            c.release(o.owner).await;
+            c.store.changefeed_remove(Authority::Operator, o.changefeed).await.unwrap();
+        }
+        let new = c.new_changefeed(&name);
+        c.refuses(Refusal::AlreadyExists, c.store.changefeed_create(Authority::Operator, &new)).await;
+        let schedule = c.schedule(o.changefeed).await;
+        let targets = [(o.changefeed, schedule.version)];
+        assert_eq!(c.store.changefeed_cleanup(o.controller, &targets).await.unwrap(), 0);
+        c.store.processor_release(row.term()).await.unwrap();
+        assert_eq!(c.store.changefeed_cleanup(o.controller, &targets).await.unwrap(), 1);
+        c.store.changefeed_create(Authority::Operator, &new).await.unwrap();
+    }
+    // A capture that was both has gone as both: nothing is left that could hold the name.
+    let o = c.owned("both").await;
+    c.attach(o.controller, o.changefeed, o.capture).await;
+    c.store.changefeed_remove(Authority::Operator, o.changefeed).await.unwrap();
+    c.store.capture_deregister(o.capture).await.unwrap();
+    c.store.capture_release(c.elect(c.capture().await).await, o.capture.capture, MAX_BATCH).await.unwrap();
+    c.create("both").await;
 }
 
 /// A processor may release by itself, without having been told.

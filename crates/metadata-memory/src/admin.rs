@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use metadata_api::codec::{check_changefeed, check_uri, encode_config, encode_position, next_status};
 use metadata_api::decision::feed_state::{FeedEvent, check_updatable, feed_transition};
+use metadata_api::decision::schedule::check_not_carried;
 use metadata_api::model::{
     CaptureId, CaptureInfo, CaptureState, ChangefeedInfo, ChangefeedProgress, ChangefeedSchedule,
     ChangefeedStatus, ChangefeedUpdate, ChangefeedUuid, FeedState, NewChangefeed, OwnerEpoch, Revision,
@@ -49,7 +50,7 @@ impl AdminStore for MemoryStore {
             let row = tx.info(changefeed)?;
             check_updatable(&state_of(changefeed), status.state)?;
             check_version(&row.info, expected)?;
-            check_at_rest(&schedule, "a new configuration")?;
+            check_at_rest(tx, &schedule, "a new configuration")?;
             update_info(tx, row, update)
         })
         .await
@@ -83,7 +84,7 @@ impl AdminStore for MemoryStore {
             let (schedule, status) = lock(tx, changefeed)?;
             let state = feed_transition(&state_of(changefeed), status.state, FeedEvent::Resume)?;
             if let Some(position) = overwrite {
-                check_overwrite(&schedule, &status)?;
+                check_overwrite(tx, &schedule, &status)?;
                 let new = ChangefeedSchedule {
                     task_position: position.clone(),
                     revision,
@@ -169,10 +170,10 @@ pub(crate) fn check_version(info: &ChangefeedInfo, expected: Version) -> Result<
     )))
 }
 
-/// An error unless `schedule` is `Removed`: the owner may still be at work.
-fn check_at_rest(schedule: &ChangefeedSchedule, to: &str) -> Result<()> {
+/// An error unless `schedule` and every processor is `Removed`: whoever is not may still be at work.
+fn check_at_rest(tx: &Tx<'_>, schedule: &ChangefeedSchedule, to: &str) -> Result<()> {
     if schedule.state == ScheduleState::Removed {
-        return Ok(());
+        return check_not_carried(schedule.changefeed, tx.is_carried(schedule.changefeed), to);
     }
     Err(MetadataError::transition(
         format!("the schedule of changefeed {}", schedule.changefeed),
@@ -182,8 +183,8 @@ fn check_at_rest(schedule: &ChangefeedSchedule, to: &str) -> Result<()> {
 }
 
 /// An explicit new position wants a changefeed that nobody runs or is about to run.
-fn check_overwrite(schedule: &ChangefeedSchedule, status: &ChangefeedStatus) -> Result<()> {
-    check_at_rest(schedule, "a new task position")?;
+fn check_overwrite(tx: &Tx<'_>, schedule: &ChangefeedSchedule, status: &ChangefeedStatus) -> Result<()> {
+    check_at_rest(tx, schedule, "a new task position")?;
     if matches!(status.state, FeedState::Stopped | FeedState::Failed | FeedState::Finished) {
         return Ok(());
     }

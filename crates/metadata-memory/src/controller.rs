@@ -141,9 +141,6 @@ impl ControllerStore for MemoryStore {
             for schedule in &schedules {
                 let position = tx.tables.progress_of(schedule);
                 tx.release(schedule, position, revision)?;
-                if tx.status(schedule.changefeed)?.state == FeedState::Removed {
-                    tx.free_name(schedule.changefeed)?;
-                }
             }
             let taken = schedules.len();
             let live = |row: &&ProcessorSchedule| row.state != ScheduleState::Removed;
@@ -157,6 +154,11 @@ impl ControllerStore for MemoryStore {
                     ..row.clone()
                 };
                 tx.put_processor((row.changefeed, capture), new);
+            }
+            for schedule in &schedules {
+                if tx.status(schedule.changefeed)?.state == FeedState::Removed {
+                    tx.free_name(schedule.changefeed)?;
+                }
             }
             Ok(taken + rows.len())
         })

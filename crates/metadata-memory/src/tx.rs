@@ -177,23 +177,29 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
-    /// Notes when the removal was asked, once. The name is free at once when nobody runs what it names.
+    /// Notes when the removal was asked, once. The name is free at once when nobody runs what it names, or a part of it.
     pub(crate) fn note_removal(&mut self, schedule: &ChangefeedSchedule) -> Result<()> {
         let changefeed = schedule.changefeed;
         let mut row = self.info(changefeed)?;
         if row.info.removed_at.is_none() {
             row.info.removed_at = Some(self.now);
-            row.name_freed = schedule.state == ScheduleState::Removed;
+            row.name_freed = schedule.state == ScheduleState::Removed && !self.is_carried(changefeed);
             row.info.version = next(row.info.version);
             self.put_info(changefeed, row);
         }
         Ok(())
     }
 
-    /// Frees the name of a changefeed that is removed and whose schedule is `Removed`.
+    /// Whether a processor of it is not `Removed`.
+    pub(crate) fn is_carried(&self, changefeed: ChangefeedUuid) -> bool {
+        crate::query::processors(self.tables, changefeed).any(|row| row.state != ScheduleState::Removed)
+    }
+
+    /// Frees the name of a changefeed that is removed and whose schedule is `Removed`, unless somebody still carries a part of
+    /// it: then it is free when the changefeed is cleaned up.
     pub(crate) fn free_name(&mut self, changefeed: ChangefeedUuid) -> Result<()> {
         let mut row = self.info(changefeed)?;
-        if !row.name_freed {
+        if !row.name_freed && !self.is_carried(changefeed) {
             row.name_freed = true;
             row.info.version = next(row.info.version);
             self.put_info(changefeed, row);

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use metadata_api::codec::{check_changefeed, check_uri, encode_config, encode_position, split_uri};
 use metadata_api::decision::feed_state::{FeedEvent, check_updatable};
+use metadata_api::decision::schedule::check_not_carried;
 use metadata_api::model::{
     CaptureId, CaptureState, ChangefeedInfo, ChangefeedProgress, ChangefeedStatus, ChangefeedUpdate,
     ChangefeedUuid, FeedState, NewChangefeed, Revision, ScheduleState, SecretUri, UpstreamId, Version,
@@ -15,7 +16,7 @@ use crate::MysqlStore;
 use crate::capture::lock_capture;
 use crate::election::vacate;
 use crate::feeds::{
-    Feed, ScheduleWrite, apply_event, changefeed_text, lock_feed, no_changefeed, write_schedules,
+    Feed, ScheduleWrite, apply_event, changefeed_text, is_carried, lock_feed, no_changefeed, write_schedules,
 };
 use crate::fence::{fence_lock, fence_lock_reading};
 use crate::query::{election_row, upstream_row};
@@ -222,6 +223,8 @@ async fn overwrite(
         let to = "a new task position (its owner is still stopping)";
         return Err(MetadataError::transition(what, feed.schedule.state, to).into());
     }
+    let changefeed = feed.schedule.changefeed;
+    check_not_carried(changefeed, is_carried(tx, changefeed).await?, "a new task position")?;
     let write =
         ScheduleWrite { task_position: Some(position.to_owned()), ..ScheduleWrite::of(&feed.schedule) };
     let mut batch = Batch::default();
@@ -258,6 +261,7 @@ impl AdminStore for MysqlStore {
                         let to = "a new configuration (its owner is still stopping)";
                         return Err(MetadataError::transition(what, feed.schedule.state, to).into());
                     }
+                    check_not_carried(changefeed, is_carried(tx, changefeed).await?, "a new configuration")?;
                     update_info(tx, &feed, expected, update).await
                 })
             })

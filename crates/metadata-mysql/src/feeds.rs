@@ -18,6 +18,7 @@ use metadata_api::{MetadataError, Result};
 use sqlx::FromRow;
 
 use crate::fence::fence_lock_reading;
+use crate::query::processor_rows;
 use crate::retry::TxResult;
 use crate::rows::{SCHEDULE, STATE, ScheduleRow, StateRow};
 use crate::sql::{Answer, Batch, Key, Sql, optional, parts, set_column, where_versions};
@@ -235,7 +236,14 @@ fn nullable<'a>(sql: &'a mut Sql, text: &Option<String>) -> &'a mut Sql {
     optional(sql, text.as_ref(), |sql, text| sql.text(text))
 }
 
-/// Frees the names of removed changefeeds whose schedule is `Removed` now.
+/// Whether a processor of it is not `Removed`. To be asked under the fence.
+pub(crate) async fn is_carried(tx: &mut Tx<'_>, changefeed: ChangefeedUuid) -> TxResult<bool> {
+    let rows = processor_rows(tx, changefeed).await?;
+    Ok(rows.iter().any(|row| row.state != ScheduleState::Removed))
+}
+
+/// Frees the names of removed changefeeds whose schedule is `Removed` now, but for those that somebody still carries a part
+/// of: they are free when the changefeed is cleaned up.
 pub(crate) fn free_names(batch: &mut Batch, which: impl IntoIterator<Item = ChangefeedUuid>) {
     let mut which = which.into_iter().peekable();
     if which.peek().is_none() {
@@ -244,6 +252,10 @@ pub(crate) fn free_names(batch: &mut Batch, which: impl IntoIterator<Item = Chan
     let mut sql =
         Sql::new("UPDATE changefeed_info SET removed_marker = uuid, version = version + 1 WHERE uuid IN (");
     sql.numbers(which.map(|uuid| uuid.0)).push(") AND removed_at IS NOT NULL AND removed_marker = 0");
+    sql.push(
+        " AND NOT EXISTS (SELECT 1 FROM processor p WHERE p.changefeed_uuid = changefeed_info.uuid \
+         AND p.state <> 'removed')",
+    );
     batch.add(sql);
 }
 
@@ -272,13 +284,18 @@ pub(crate) async fn apply_event(
         write_schedules(&mut batch, revision, &[ScheduleWrite::removing(&feed.schedule)]);
     }
     if remove {
-        // A name is held until nobody runs what it named.
+        // A name is held until nobody runs what it named, or a part of it.
         let mut sql = Sql::new(
             "UPDATE changefeed_info SET removed_at = NOW(6), version = version + 1, removed_marker = ",
         );
-        sql.push(if feed.schedule.state == ScheduleState::Removed { "uuid" } else { "0" })
-            .push(" WHERE uuid = ")
-            .number(changefeed.0);
+        if feed.schedule.state == ScheduleState::Removed {
+            sql.push("CASE WHEN EXISTS (SELECT 1 FROM processor p WHERE p.changefeed_uuid = ")
+                .number(changefeed.0)
+                .push(" AND p.state <> 'removed') THEN 0 ELSE uuid END");
+        } else {
+            sql.push("0");
+        }
+        sql.push(" WHERE uuid = ").number(changefeed.0);
         batch.add(sql);
     }
     if report {

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use metadata_api::codec::{check_changefeed, encode_config, encode_position, next_status, split_uri};
 use metadata_api::decision::feed_state::{FeedEvent, check_updatable, feed_transition};
+use metadata_api::decision::schedule::check_not_carried;
 use metadata_api::model::{
     CaptureId, CaptureState, ChangefeedInfo, ChangefeedProgress, ChangefeedSchedule, ChangefeedStatus,
     ChangefeedUpdate, ChangefeedUuid, ControllerEpoch, FeedState, NewChangefeed, Revision, ScheduleState,
@@ -16,8 +17,8 @@ use crate::capture::capture_state;
 use crate::rows::{info_query, ordered, stored};
 use crate::tx::{Tx, TxResult};
 use crate::writes::{
-    check_at_rest, expect_rows, no_changefeed, note_removal, replace_upstream, start_removing, state_of,
-    update_info, used_by_others, write_status,
+    check_at_rest, expect_rows, is_carried, no_changefeed, note_removal, replace_upstream, start_removing,
+    state_of, update_info, used_by_others, write_status,
 };
 use crate::{election, fence, query};
 
@@ -59,7 +60,9 @@ impl AdminStore for SqliteStore {
                 let info = query::info(tx, changefeed).await?.ok_or_else(|| no_changefeed(changefeed))?;
                 check_updatable(&state_of(changefeed), status.state)?;
                 check_version(&info, expected)?;
-                check_at_rest(&schedule, "a new configuration")?;
+                let to = "a new configuration";
+                check_at_rest(&schedule, to)?;
+                check_not_carried(changefeed, is_carried(tx, changefeed).await?, to)?;
                 update_info(tx, info, update).await
             })
         })
@@ -102,6 +105,7 @@ impl AdminStore for SqliteStore {
                 let next = feed_transition(&state_of(changefeed), status.state, FeedEvent::Resume)?;
                 if let Some(position) = position {
                     check_overwrite(&schedule, &status)?;
+                    check_not_carried(changefeed, is_carried(tx, changefeed).await?, "a new task position")?;
                     overwrite_position(tx, &schedule, position, revision).await?;
                 } else if next == status.state {
                     tx.discard();

@@ -177,8 +177,9 @@ impl ControllerStore for SqliteStore {
                 // Where the capture has no row any more, its progress may not have been sealed.
                 seal_progress(tx, capture).await?;
                 let schedules = batch::owned_by(tx, capture, limit).await?;
-                let taken = release_schedules(tx, capture, schedules, revision).await?;
+                let (taken, freed) = release_schedules(tx, capture, schedules, revision).await?;
                 let processors = batch::release_processors(tx, capture, limit - taken, revision).await?;
+                free_names(tx, &freed).await?;
                 if taken + processors == 0 {
                     tx.discard();
                 }
@@ -400,15 +401,16 @@ async fn check_offline(tx: &mut Tx<'_>, capture: CaptureId) -> TxResult<bool> {
     }
 }
 
-/// Takes schedules from a sealed capture, each with the further of its task position and its sealed progress.
+/// Takes schedules from a sealed capture, each with the further of its task position and its sealed progress. How many, and
+/// which of them are removed.
 async fn release_schedules(
     tx: &mut Tx<'_>,
     capture: CaptureId,
     schedules: Vec<batch::Locked>,
     revision: Revision,
-) -> TxResult<usize> {
+) -> TxResult<(usize, Vec<ChangefeedUuid>)> {
     if schedules.is_empty() {
-        return Ok(0);
+        return Ok((0, Vec::new()));
     }
     let sealed: Option<CaptureProgress> = batch::progress_of(tx, capture).await?;
     let mut releases = Vec::with_capacity(schedules.len());
@@ -421,6 +423,5 @@ async fn release_schedules(
         releases.push(Release::new(locked.schedule, &position)?);
     }
     batch::release(tx, &releases, revision).await?;
-    free_names(tx, &freed).await?;
-    Ok(releases.len())
+    Ok((releases.len(), freed))
 }

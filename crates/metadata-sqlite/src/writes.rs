@@ -78,10 +78,11 @@ pub(crate) async fn start_removing(
     Ok(expect_rows(&done, 1, "schedule")?)
 }
 
-/// Notes when the removal was asked, once. The name is free at once when nobody runs what it names.
+/// Notes when the removal was asked, once. The name is free at once when nobody runs what it names, or a part of it.
 pub(crate) async fn note_removal(tx: &mut Tx<'_>, schedule: &ChangefeedSchedule) -> TxResult<()> {
     let uuid = stored(schedule.changefeed.0);
-    let marker = if schedule.state == ScheduleState::Removed { uuid } else { 0 };
+    let is_free = schedule.state == ScheduleState::Removed && !is_carried(tx, schedule.changefeed).await?;
+    let marker = if is_free { uuid } else { 0 };
     sqlx::query!(
         "UPDATE changefeed_info
          SET removed_at = strftime('%Y-%m-%d %H:%M:%f', 'now'), removed_marker = ?, version = version + 1,
@@ -95,7 +96,22 @@ pub(crate) async fn note_removal(tx: &mut Tx<'_>, schedule: &ChangefeedSchedule)
     Ok(())
 }
 
-/// Frees the names of changefeeds that are removed and whose schedules are `Removed`.
+/// Whether a processor of it is not `Removed`.
+pub(crate) async fn is_carried(tx: &mut Tx<'_>, changefeed: ChangefeedUuid) -> TxResult<bool> {
+    let uuid = stored(changefeed.0);
+    let carried = sqlx::query_scalar!(
+        r#"SELECT EXISTS (
+               SELECT 1 FROM processor WHERE changefeed_uuid = ? AND state <> 'removed'
+           ) AS "carried!: i64""#,
+        uuid
+    )
+    .fetch_one(tx.db())
+    .await?;
+    Ok(carried != 0)
+}
+
+/// Frees the names of changefeeds that are removed and whose schedules are `Removed`, but for those that somebody still
+/// carries a part of: they are free when the changefeed is cleaned up.
 pub(crate) async fn free_names(tx: &mut Tx<'_>, changefeeds: &[ChangefeedUuid]) -> TxResult<()> {
     if changefeeds.is_empty() {
         return Ok(());
@@ -104,7 +120,8 @@ pub(crate) async fn free_names(tx: &mut Tx<'_>, changefeeds: &[ChangefeedUuid]) 
     sqlx::query!(
         "UPDATE changefeed_info
          SET removed_marker = uuid, version = version + 1, update_at = CURRENT_TIMESTAMP
-         WHERE uuid IN (SELECT value FROM json_each(?)) AND removed_marker = 0",
+         WHERE uuid IN (SELECT value FROM json_each(?)) AND removed_marker = 0
+           AND NOT EXISTS (SELECT 1 FROM processor p WHERE p.changefeed_uuid = uuid AND p.state <> 'removed')",
         uuids
     )
     .execute(tx.db())

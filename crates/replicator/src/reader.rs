@@ -17,7 +17,7 @@ use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 
 use capture_runtime::task::Share;
-use metadata_api::model::{ChangefeedUuid, OwnerEpoch, OwnerTerm, ProcessorEpoch, TableId, Ts, Version};
+use metadata_api::model::{CaptureId, ChangefeedUuid, OwnerEpoch, OwnerTerm, Revision, TableId};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::canal_json::Message;
@@ -35,27 +35,24 @@ pub struct Author {
 }
 
 /// A processor's share, as far as it tells authors of one owner epoch apart. Of one table they come in the order in which
-/// they wrote.
+/// they were ordered to write, and no two have the same turn.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AuthorShare {
-    /// Everything of the table at or before it was in the sink before this author began.
-    pub from: Ts,
-    /// The processor.
-    pub processor: ProcessorEpoch,
-    /// Its order.
-    pub since: Version,
+    /// Which order of the table: a revision of the cluster.
+    pub turn: Revision,
     /// The table.
     pub table: TableId,
+    /// The capture.
+    pub capture: CaptureId,
 }
 
 impl Author {
-    /// The author that a launch is. `from`: where its order began.
-    pub(crate) fn of(term: OwnerTerm, share: Option<&Share>, from: Ts) -> Self {
+    /// The author that a launch is.
+    pub(crate) fn of(term: OwnerTerm, share: Option<&Share>) -> Self {
         let share = share.map(|share| AuthorShare {
-            from,
-            processor: share.processor.epoch,
-            since: share.since,
+            turn: share.turn,
             table: share.table.clone(),
+            capture: share.processor.capture,
         });
         Self { epoch: term.epoch, share }
     }
@@ -66,12 +63,12 @@ impl Author {
     }
 }
 
-/// `{epoch}`, or `{epoch}-{from}-{processor}.{order}-{table}`.
+/// `{epoch}`, or `{epoch}-{turn}-{capture}-{table}`.
 impl fmt::Display for Author {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(share) = &self.share else { return self.epoch.fmt(f) };
         let table = utf8_percent_encode(&share.table.0, NON_ALPHANUMERIC);
-        write!(f, "{}-{}-{}.{}-{table}", self.epoch, share.from, share.processor, share.since)
+        write!(f, "{}-{}-{}-{table}", self.epoch, share.turn, share.capture.0.simple())
     }
 }
 
@@ -135,15 +132,11 @@ fn parse_name(name: &str) -> Option<(Author, u64)> {
     let epoch = OwnerEpoch(parts.next()?.parse().ok()?);
     let share = match (parts.next(), parts.next(), parts.next()) {
         (None, ..) => None,
-        (Some(from), Some(order), Some(table)) => {
-            let (processor, since) = order.split_once('.')?;
-            Some(AuthorShare {
-                from: Ts(from.parse().ok()?),
-                processor: ProcessorEpoch(processor.parse().ok()?),
-                since: Version(since.parse().ok()?),
-                table: TableId(percent_decode_str(table).decode_utf8().ok()?.into_owned()),
-            })
-        }
+        (Some(turn), Some(capture), Some(table)) => Some(AuthorShare {
+            turn: Revision(turn.parse().ok()?),
+            table: TableId(percent_decode_str(table).decode_utf8().ok()?.into_owned()),
+            capture: capture.parse().ok()?,
+        }),
         _ => return None,
     };
     let named = (Author { epoch, share }, seq.parse().ok()?);
@@ -256,19 +249,18 @@ mod tests {
 
     #[test]
     fn the_authors_of_a_table_come_in_order() {
-        let share = |from, processor, since, table: &str| AuthorShare {
-            from: Ts(from),
-            processor: ProcessorEpoch(processor),
-            since: Version(since),
+        let share = |turn, capture: u128, table: &str| AuthorShare {
+            turn: Revision(turn),
             table: TableId(table.to_owned()),
+            capture: format!("{capture:032x}").parse().unwrap(),
         };
         let author = |epoch, share| Author { epoch: OwnerEpoch(epoch), share };
         let authors = [
             author(9, None),
-            author(10, Some(share(90, 12, 2, "a-1.b"))),
-            author(10, Some(share(100, 11, 3, "a-1.b"))),
-            author(10, Some(share(100, 11, 4, "2/4"))),
-            author(11, Some(share(95, 13, 2, "\u{fc}"))),
+            author(10, Some(share(90, 7, "a-1.b"))),
+            author(10, Some(share(100, 5, "2/4"))),
+            author(10, Some(share(100, 5, "a-1.b"))),
+            author(11, Some(share(95, u128::MAX, "\u{fc}"))),
         ];
         let dir = tempfile::tempdir().unwrap();
         for author in &authors {
@@ -276,9 +268,12 @@ mod tests {
             assert_eq!(parse_name(&name), Some((author.clone(), 1)), "{name}");
             std::fs::write(dir.path().join(name), "x\n").unwrap();
         }
-        for name in
-            ["10-5-000001.json", "10-5-6-000001.json", "10-5-6-t-000001.json", "10-5-6.7-a-b-000001.json"]
-        {
+        for name in [
+            "10-5-000001.json",
+            "10-5-6-000001.json",
+            "10-5-6-t-000001.json",
+            "10-5-00000000000000000000000000000006-a-b-000001.json",
+        ] {
             assert_eq!(parse_name(name), None, "{name}");
             std::fs::write(dir.path().join(name), "y\n").unwrap();
         }

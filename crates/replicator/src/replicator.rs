@@ -10,7 +10,10 @@ use capture_runtime::clock::Clock;
 use capture_runtime::task::{
     GIVE_UP_AFTER, PreparedTask, TaskContext, TaskEnd, TaskError, TaskFactory, TaskSpec,
 };
-use metadata_api::model::{ChangefeedInfo, Placement, SecretUri, TableId, Ts, UpstreamId, UpstreamInfo};
+use metadata_api::model::{
+    ChangefeedInfo, ChangefeedProgress, Placement, SecretUri, SourcePosition, TableId, Ts, UpstreamId,
+    UpstreamInfo,
+};
 
 use crate::config::{check_replica_config, error_stuck_duration};
 use crate::filter::Filter;
@@ -173,6 +176,14 @@ impl TaskFactory for Replicator {
     ) -> Result<Vec<TableId>, TaskError> {
         let placement = Placement::from_config(&info.config).map_err(invalid_placement)?;
         self.source(&upstream.uri)?.tables(upstream, placement.max_processors)
+    }
+
+    fn common_position(
+        &self,
+        upstream: &UpstreamInfo,
+        tables: &[&ChangefeedProgress],
+    ) -> Option<SourcePosition> {
+        self.source(&upstream.uri).ok().and_then(|source| source.common_position(tables))
     }
 
     async fn run(&self, context: TaskContext) -> Result<TaskEnd, TaskError> {

@@ -1,7 +1,9 @@
 //! Attaching and detaching processors.
 
+use std::collections::BTreeMap;
+
 use metadata_api::decision::assignment::{plan_processors, wants_processors};
-use metadata_api::model::{CaptureId, ChangefeedUuid, ScheduleSnapshot, ScheduleState};
+use metadata_api::model::{CaptureId, ChangefeedUuid, ProcessorSchedule, ScheduleSnapshot, ScheduleState};
 use metadata_api::observation::ControllerObservation;
 use metadata_api::store::MAX_BATCH;
 use metadata_api::{MetadataError, Result};
@@ -21,8 +23,7 @@ pub(super) async fn attend(
     if wanting.is_empty() {
         return Ok(false);
     }
-    let which = (wanting.len() <= MAX_BATCH).then_some(&wanting[..]);
-    let rows: Vec<_> = controller.processors(which).await?.into_iter().map(|of| of.schedule).collect();
+    let rows = rows(controller, &wanting).await?;
     let plan = plan_processors(snapshot, &rows, heard);
     for (changefeed, mut targets) in plan.targets {
         targets.retain(|target| may_launch || target.state != ScheduleState::Launched);
@@ -47,4 +48,39 @@ pub(super) async fn attend(
         }
     }
     Ok(plan.waits)
+}
+
+/// The rows of these changefeeds; what one of them refuses is left out, and keeps no other waiting.
+async fn rows(
+    controller: &dyn ControllerObservation,
+    wanting: &[ChangefeedUuid],
+) -> Result<BTreeMap<ChangefeedUuid, Vec<ProcessorSchedule>>> {
+    let which = (wanting.len() <= MAX_BATCH).then_some(wanting);
+    let mut rows: BTreeMap<ChangefeedUuid, Vec<ProcessorSchedule>> =
+        wanting.iter().map(|changefeed| (*changefeed, Vec::new())).collect();
+    let refused = match controller.processors(which).await {
+        Ok(found) => {
+            for row in found.into_iter().map(|of| of.schedule) {
+                if let Some(of) = rows.get_mut(&row.changefeed) {
+                    of.push(row);
+                }
+            }
+            return Ok(rows);
+        }
+        Err(error) => error,
+    };
+    if refused.is_fenced() || refused.is_transient() {
+        return Err(refused);
+    }
+    for changefeed in wanting {
+        match controller.processors(Some(&[*changefeed])).await {
+            Ok(found) => drop(rows.insert(*changefeed, found.into_iter().map(|of| of.schedule).collect())),
+            Err(error) if error.is_fenced() || error.is_transient() => return Err(error),
+            Err(error) => {
+                tracing::warn!(%changefeed, %error, "a changefeed's processors cannot be read, and are left alone");
+                rows.remove(changefeed);
+            }
+        }
+    }
+    Ok(rows)
 }

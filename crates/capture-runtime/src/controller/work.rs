@@ -143,7 +143,7 @@ async fn look(
             return acted.map(|()| None);
         }
         if processors {
-            let heard = |capture| memory.is_heard(capture, policy, now);
+            let heard = |capture| memory.may_carry(capture, policy, now);
             waits = attend(controller, &snapshot, may_launch, heard).await?;
         }
         acted?;

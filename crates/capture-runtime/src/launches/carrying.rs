@@ -4,7 +4,6 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures::FutureExt;
-use metadata_api::codec::cut_message;
 use metadata_api::model::{ChangefeedInfo, ProcessorTerm, RunningError, TableError, UpstreamInfo};
 use metadata_api::{MetadataError, Result};
 use metrics::counter;
@@ -19,6 +18,17 @@ use crate::task::{ProgressReporter, Share, TaskContext, TaskEnd, TaskError};
 
 /// What a processor of a changefeed is to run.
 pub(super) type Spec = (Arc<ChangefeedInfo>, UpstreamInfo);
+
+/// The most bytes of a message in a report: all of a capture's reports lie in one value.
+const MESSAGE: usize = 1 << 10;
+
+/// The error with a message that is not too long.
+fn brief(mut error: RunningError) -> RunningError {
+    if error.message.len() > MESSAGE {
+        error.message.truncate(error.message.floor_char_boundary(MESSAGE));
+    }
+    error
+}
 
 impl Manager {
     /// Brings what is carried in line with what is known now.
@@ -116,11 +126,14 @@ impl Manager {
         let Some(carried) = self.shares.get_mut(share.processor) else { return };
         let Some(told) = carried.was_told(&share.table) else { return };
         let failed = |error: TaskError| {
-            tracing::warn!(processor = %share.processor, table = %share.table, %error, "a table's task failed");
             let retryable = error.retryable;
-            let error = RunningError { time, addr, code: error.code.into_owned(), message: error.message };
-            // A few very long ones would fill the capture's whole progress.
-            TableError { error: cut_message(&error), retryable }
+            let error = RunningError {
+                time,
+                addr: addr.clone(),
+                code: error.code.into_owned(),
+                message: error.message,
+            };
+            TableError { error: brief(error), retryable }
         };
         let end = match result {
             Ok(TaskEnd::Finished) => Ok(()),
@@ -129,13 +142,19 @@ impl Manager {
                 tracing::info!(table = %share.table, %error, "a table ended with an error after it was told to stop");
                 Ok(())
             }
-            Err(error) => Err(failed(error)),
+            Err(error) => {
+                tracing::warn!(processor = %share.processor, table = %share.table, %error, "a table's task failed");
+                Err(failed(error))
+            }
             Ok(TaskEnd::Stopped) => {
                 let message = "the table's task ended by itself";
                 Err(failed(TaskError::retryable("CDC:ErrInternalServerError", message)))
             }
         };
-        carried.ended(&share.table, end);
+        let unknown =
+            "a flush ended without a known outcome: the table is not given away before this capture ends";
+        let unknown = failed(TaskError::retryable("CDC:ErrSinkUnknownOutcome", unknown));
+        carried.ended(&share.table, end, unknown);
         // Whoever waits for the table waits for this word.
         self.advance_soon = true;
     }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! look: rows and reports --> report: the least of the tables' positions
-//!          ^                 failed? the changefeed's task ends with the table's error; all others run on
+//!          ^                 failed? all are told to stop; then the changefeed's task ends with the table's error
 //!          |                 assign: one pure decision, one transaction under the owner's term
 //!          +-- 1 s, or 0.3 s while anything moves, or when the cluster's revision moves
 //! ```
@@ -19,8 +19,8 @@ use metadata_api::decision::assignment::{
     AssignPolicy, ChangefeedView, Decision, ProcessorView, assign, checkpoint, positions,
 };
 use metadata_api::model::{
-    BootTime, CaptureId, ChangefeedProgress, Placement, ProcessorAssignment, Revision, TableError, TableId,
-    Ts, Version,
+    BootTime, CaptureId, ChangefeedProgress, Placement, ProcessorAssignment, Revision, ScheduleState,
+    TableError, TableId, Ts, Version,
 };
 use metadata_api::{MetadataError, Result};
 
@@ -58,16 +58,31 @@ pub(super) async fn run(
         return factory.run(context).await;
     }
     let tables = tables.into_iter().map(|table| (table, context.start.clone())).collect();
-    Coordinator { observer, context, tables, excused: None, stopping_since: None }.run().await
+    let coordinator = Coordinator {
+        observer,
+        factory,
+        context,
+        tables,
+        revision: Revision::default(),
+        excused: None,
+        failed: None,
+        stopping_since: None,
+    };
+    coordinator.run().await
 }
 
 struct Coordinator {
     observer: CaptureObserver,
+    factory: Arc<dyn TaskFactory>,
     context: TaskContext,
     /// How far each table is, as far as is known.
     tables: BTreeMap<TableId, ChangefeedProgress>,
+    /// The greatest revision that was seen in a row, or written.
+    revision: Revision,
     /// The failures that were there when this launch began: it is a new try. `None` before the first look.
     excused: Option<BTreeSet<Failure>>,
+    /// Why it ends, when all have stopped.
+    failed: Option<TaskError>,
     stopping_since: Option<BootTime>,
 }
 
@@ -86,10 +101,10 @@ impl Coordinator {
             if self.context.admission.is_fenced() {
                 return Ok(TaskEnd::Stopped);
             }
-            if self.context.stop.is_cancelled() && self.stopping_since.is_none() {
-                self.stopping_since = Some(self.observer.inner.clock.now());
+            if self.context.stop.is_cancelled() {
+                self.begin_to_stop();
             }
-            let revision = self.revision();
+            let revision = self.polled();
             let wait = match self.look().await {
                 Ok(Ok(Next::End(end))) => return Ok(end),
                 Ok(Ok(Next::Wait(wait))) => wait,
@@ -115,7 +130,12 @@ impl Coordinator {
         }
     }
 
-    fn revision(&self) -> Revision {
+    fn begin_to_stop(&mut self) {
+        self.stopping_since.get_or_insert(self.observer.inner.clock.now());
+    }
+
+    /// The revision that the watch has seen.
+    fn polled(&self) -> Revision {
         lock(&self.observer.inner.observed).revision
     }
 
@@ -123,13 +143,13 @@ impl Coordinator {
     async fn pause(&self, wait: Duration, seen: Revision) {
         let mut polled = self.observer.inner.polled.subscribe();
         let moved = async {
-            while self.revision() <= seen {
+            while self.polled() <= seen {
                 if polled.changed().await.is_err() {
                     return std::future::pending().await;
                 }
             }
         };
-        let told = self.stopping_since.is_none();
+        let told = !self.context.stop.is_cancelled();
         tokio::select! {
             biased;
             () = self.context.stop.cancelled(), if told => {}
@@ -143,9 +163,18 @@ impl Coordinator {
         let view = self.view().await?;
         self.tables = positions(&view);
         if let Some(checkpoint) = checkpoint(&view) {
-            self.context.reporter.report(checkpoint);
+            let tables: Vec<_> = self.tables.values().collect();
+            let position = self.factory.common_position(&self.context.upstream, &tables);
+            self.context.reporter.report(ChangefeedProgress { position, ..checkpoint });
         }
         let at_work = view.processors.iter().any(ProcessorView::is_at_work);
+        if self.stopping_since.is_none()
+            && let Some(failed) = self.failure(&view)
+        {
+            // What runs without anybody who looks after it could not be paused, removed, or set back.
+            self.failed = Some(failed);
+            self.begin_to_stop();
+        }
         if let Some(since) = self.stopping_since {
             let waited = self.observer.inner.clock.now().since(since);
             if at_work && waited >= STOP_LIMIT {
@@ -155,10 +184,8 @@ impl Coordinator {
                 );
             }
             if !at_work || waited >= STOP_LIMIT {
-                return Ok(Ok(Next::End(TaskEnd::Stopped)));
+                return Ok(self.failed.take().map_or(Ok(Next::End(TaskEnd::Stopped)), Err));
             }
-        } else if let Some(failed) = self.failed(&view) {
-            return Ok(Err(failed));
         } else if !at_work && self.tables.keys().all(|table| self.is_finished(table)) {
             return Ok(Ok(Next::End(TaskEnd::Finished)));
         }
@@ -173,24 +200,30 @@ impl Coordinator {
         Ok(Ok(Next::Wait(if moves { LOOK_SOON } else { LOOK_EVERY })))
     }
 
-    async fn view(&self) -> Result<ChangefeedView> {
-        let inner = &self.observer.inner;
+    async fn view(&mut self) -> Result<ChangefeedView> {
+        let inner = self.observer.inner.clone();
         let changefeed = [self.context.term.changefeed];
         let reading = inner.store.processors(Some(&changefeed));
         let rows = pace::within(inner.policy.statement_timeout, "owner.processors", reading).await?;
+        let written = rows.iter().map(|of| of.schedule.revision);
+        self.revision = written.chain([self.polled(), self.revision]).max().unwrap_or_default();
         Ok(ChangefeedView {
             owner_epoch: self.context.term.epoch,
+            revision: self.revision,
             tables: self.tables.clone(),
             processors: rows.into_iter().map(ProcessorView::of).collect::<Result<_>>()?,
         })
     }
 
-    async fn write(&self, decision: &Decision) -> Result<()> {
-        let inner = &self.observer.inner;
+    async fn write(&mut self, decision: &Decision) -> Result<()> {
+        let inner = self.observer.inner.clone();
         let orders = decision.writes.iter().map(|write| Ok((write.term.capture, write.orders.encode()?)));
         let assignments = orders.collect::<Result<BTreeMap<CaptureId, ProcessorAssignment>>>()?;
         let writing = inner.store.processor_assign(self.context.term, &decision.seen, &assignments);
-        pace::within(inner.policy.statement_timeout, "owner.assign", writing).await.map(drop)
+        let rows = pace::within(inner.policy.statement_timeout, "owner.assign", writing).await?;
+        let written = rows.iter().map(|row| row.revision);
+        self.revision = written.chain([self.revision]).max().unwrap_or_default();
+        Ok(())
     }
 
     fn is_finished(&self, table: &TableId) -> bool {
@@ -200,18 +233,21 @@ impl Coordinator {
     }
 
     /// Why a table could not go on, if any has failed since this launch began. What no try can mend comes first.
-    fn failed(&mut self, view: &ChangefeedView) -> Option<TaskError> {
+    fn failure(&mut self, view: &ChangefeedView) -> Option<TaskError> {
         let mine = view.processors.iter().filter(|of| of.term.owner_epoch == view.owner_epoch);
         let failures = mine.flat_map(|of| {
             let failure = |table: &TableId, since| (of.term.capture, table.clone(), since);
             of.failures().filter_map(move |(table, report)| {
-                Some((failure(table, report.since), report.error.clone()?))
+                Some((failure(table, report.since), (report.error.clone()?, report.stopped)))
             })
         });
-        let failures: BTreeMap<Failure, TableError> = failures.collect();
-        let excused = self.excused.get_or_insert_with(|| failures.keys().cloned().collect());
+        let failures: BTreeMap<Failure, (TableError, bool)> = failures.collect();
+        // What has stopped is ordered anew by this launch. What may still be under way is not, and says so again.
+        let stopped =
+            |(failure, (_, stopped)): (&Failure, &(TableError, bool))| stopped.then(|| failure.clone());
+        let excused = self.excused.get_or_insert_with(|| failures.iter().filter_map(stopped).collect());
         let new = failures.into_iter().filter(|(failure, _)| !excused.contains(failure));
-        let ((capture, table, _), failed) = new.min_by_key(|(_, error)| error.retryable)?;
+        let ((capture, table, _), (failed, _)) = new.min_by_key(|(_, (error, _))| error.retryable)?;
         let message = format!("table {table} on capture {capture}: {}", failed.error.message);
         Some(if failed.retryable {
             TaskError::retryable(failed.error.code, message)
@@ -223,7 +259,8 @@ impl Coordinator {
 
 /// Whether it has yet to do what it was told, or to say that it did.
 fn is_moving(processor: &ProcessorView) -> bool {
-    processor.orders.0.iter().any(|(table, order)| {
-        order.stop || processor.reports.get(table).is_none_or(|report| report.since != order.since)
-    })
+    processor.state != ScheduleState::Removed
+        && processor.orders.0.iter().any(|(table, order)| {
+            order.stop || processor.reports.get(table).is_none_or(|report| report.since != order.since)
+        })
 }

@@ -305,6 +305,9 @@ impl Manager {
                 self.advancing = false;
                 match result {
                     Ok(()) => self.advanced = written,
+                    Err(error @ MetadataError::InvalidArgument { .. }) => {
+                        tracing::warn!(%error, "the progress of everything here cannot be written");
+                    }
                     Err(error) => tracing::debug!(%error, "the progress was not written; it will be again"),
                 }
             }

@@ -50,6 +50,8 @@ struct Table {
     /// How far it is, by the last word of the task that ran last, and under which order that was.
     progress: Option<(Version, ChangefeedProgress)>,
     unknown_flush: bool,
+    /// What is to be said of that.
+    unknown: Option<TableError>,
     launches: u64,
 }
 
@@ -68,6 +70,10 @@ impl Shares {
     pub(super) fn order(&mut self, change: ProcessorChange) {
         match self.0.get_mut(&change.term.changefeed) {
             Some(carried) if carried.term == change.term => carried.take(&change),
+            // It was taken away before it could begin.
+            Some(carried) if carried.next.as_ref().is_some_and(|next| next.term == change.term) => {
+                carried.next = Some(change).filter(|next| next.state != ScheduleState::Removed);
+            }
             _ if change.state == ScheduleState::Removed => {}
             Some(carried) => carried.next = Some(change),
             None => {
@@ -192,7 +198,8 @@ impl Carried {
                     (Some(_), Some(order)) => {
                         table.launches += 1;
                         let start = table.start(&order.from);
-                        let share = Share { table: id.clone(), processor: self.term, since };
+                        let share =
+                            Share { table: id.clone(), processor: self.term, since, turn: order.turn };
                         work.push(ShareWork::Launch { share, launch: table.launches, start });
                     }
                     _ => wants_spec = true,
@@ -272,12 +279,15 @@ impl Carried {
     }
 
     /// A table's task has ended: as it was told to, at the target, or because it could not go on. What ends because it was
-    /// fenced has not stopped: it may be run again.
-    pub(super) fn ended(&mut self, table: &TableId, end: Result<(), TableError>) {
+    /// fenced has not stopped: it may be run again. `unknown` is said of a flush that ended without anybody knowing how.
+    pub(super) fn ended(&mut self, table: &TableId, end: Result<(), TableError>, unknown: TableError) {
         let Some(table) = self.tables.get_mut(table) else { return };
         let Some((since, running)) = table.running.take() else { return };
         table.progress = Some((since, running.latest.borrow().clone()));
-        table.unknown_flush |= running.admission.outstanding() > 0;
+        if running.admission.outstanding() > 0 {
+            table.unknown_flush = true;
+            table.unknown = Some(unknown);
+        }
         if running.is_fenced() || table.unknown_flush {
             return;
         }
@@ -315,7 +325,7 @@ impl Table {
         }
         let (since, progress) = self.progress.clone()?;
         let stopped = self.stopped.as_ref().filter(|(stopped, _)| *stopped == since);
-        let error = stopped.and_then(|(_, error)| error.clone());
+        let error = stopped.and_then(|(_, error)| error.clone()).or_else(|| self.unknown.clone());
         Some(TableReport { since, stopped: stopped.is_some(), error, progress })
     }
 }

@@ -26,12 +26,10 @@ pub async fn update(
     let mut current = find(&api, &name).await?;
     let uuid = current.info.uuid;
     check_state(&current)?;
-    if !wait::is_at_rest(uuid)(Some(&current)) {
-        // Paused a moment ago: its owner is still stopping.
-        let seen = wait::until(&api, &name, api.waits.stopped, wait::is_at_rest(uuid)).await?;
-        current = seen.ok_or_else(|| ApiError::changefeed_not_exists(&name))?;
-        check_state(&current)?;
-    }
+    // Paused a moment ago, its owner or processors are still stopping.
+    let seen = wait::until_at_rest(&api, &name, uuid, api.waits.stopped).await?;
+    current = seen.ok_or_else(|| ApiError::changefeed_not_exists(&name))?;
+    check_state(&current)?;
     let update = changes(&api, &current, asked)?;
     let spec = TaskSpec {
         name: name.clone(),

@@ -55,7 +55,7 @@ pub async fn resume(
     let uuid = overview.info.uuid;
     let mut overwrite = None;
     if asked.overwrite_checkpoint_ts != 0 {
-        if let Some(seen) = wait::until(&api, &name, api.waits.stopped, wait::is_at_rest(uuid)).await? {
+        if let Some(seen) = wait::until_at_rest(&api, &name, uuid, api.waits.stopped).await? {
             overview = seen;
         }
         overwrite = Some(new_start(&api, &overview, asked.overwrite_checkpoint_ts).await?);

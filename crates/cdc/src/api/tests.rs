@@ -432,7 +432,7 @@ async fn what_ticdcs_client_asks_before_it_creates_is_answered() {
     let processors = fixture.ok("GET", "/api/v2/processors", Value::Null).await;
     assert_eq!(processors, json!({"total": 0, "items": []}));
     let path = format!("/api/v2/processors/a/{}", fixture.capture.id);
-    assert_eq!(fixture.ok("GET", &path, Value::Null).await, json!({"table_ids": []}));
+    assert_eq!(fixture.ok("GET", &path, Value::Null).await, json!({"table_ids": [], "tables": []}));
     fixture.refused("GET", "/api/v2/processors/a/x", Value::Null, 400, code::CAPTURE_NOT_EXIST).await;
 }
 

@@ -33,8 +33,30 @@ pub async fn until(
     }
 }
 
-/// Whether nobody runs the changefeed of this uuid (any more).
-pub fn is_at_rest(changefeed: ChangefeedUuid) -> impl Fn(Option<&ChangefeedOverview>) -> bool {
+/// The same until nobody runs the changefeed of this uuid, or a part of it (any more).
+///
+/// # Errors
+/// As [`until`].
+pub async fn until_at_rest(
+    api: &Api,
+    name: &ChangefeedName,
+    changefeed: ChangefeedUuid,
+    limit: Duration,
+) -> Result<Option<ChangefeedOverview>, MetadataError> {
+    let start = api.clock.now();
+    let seen = until(api, name, limit, is_at_rest(changefeed)).await?;
+    while api.clock.now().since(start) < limit {
+        match api.store.processor_schedules(changefeed).await {
+            Ok(rows) if rows.iter().all(|row| row.state == ScheduleState::Removed) => break,
+            Err(error) if !error.is_transient() => return Err(error),
+            _ => tokio::time::sleep(LOOK_EVERY).await,
+        }
+    }
+    Ok(seen)
+}
+
+/// Whether nobody owns the changefeed of this uuid (any more).
+fn is_at_rest(changefeed: ChangefeedUuid) -> impl Fn(Option<&ChangefeedOverview>) -> bool {
     move |seen| {
         seen.is_none_or(|of| of.info.uuid != changefeed || of.schedule.state == ScheduleState::Removed)
     }

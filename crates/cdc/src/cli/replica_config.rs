@@ -29,6 +29,7 @@ const KNOWN: &[&str] = &[
     "sink.csv.output_field_header",
     "placement",
     "placement.weight",
+    "placement.max_processors",
     "placement.affinity.*",
     "consistent.storage",
     "consistent.compression",
@@ -157,6 +158,7 @@ basic-password = "p"
 meta-flush-interval = 100
 [placement]
 weight = 3
+max-processors = 2
 [placement.affinity]
 "example.com/my-zone" = "a-b"
 "#;
@@ -171,7 +173,7 @@ weight = 3
                     "kafka_config": {"sasl_password": "p"}, "pulsar_config": {"basic-password": "p"}
                 },
                 "consistent": {"meta_flush_interval": 100},
-                "placement": {"weight": 3, "affinity": {"example.com/my-zone": "a-b"}}
+                "placement": {"weight": 3, "max_processors": 2, "affinity": {"example.com/my-zone": "a-b"}}
             })
         );
     }

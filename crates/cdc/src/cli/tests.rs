@@ -99,7 +99,10 @@ async fn captures_and_processors_are_listed() {
     assert!(captures[0]["cluster-id"].is_string());
     assert_eq!(remote.json("processor list").await, json!([]));
     remote.ok(&format!("{CREATE} -c shop")).await;
-    assert_eq!(remote.json(&format!("processor query -c shop -p {id}")).await, json!({"table_ids": []}));
+    assert_eq!(
+        remote.json(&format!("processor query -c shop -p {id}")).await,
+        json!({"table_ids": [], "tables": []})
+    );
     for (line, wanted) in [
         ("capture list --output table", "controller"),
         ("changefeed list --output table", "datagen://"),

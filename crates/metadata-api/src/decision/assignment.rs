@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     CaptureId, CaptureInfo, CaptureState, ChangefeedProgress, ChangefeedUuid, OwnerEpoch, OwnerTerm,
-    ProcessorAssignment, ProcessorSchedule, ProcessorStatus, ProcessorTarget, ProcessorTerm,
+    ProcessorAssignment, ProcessorSchedule, ProcessorStatus, ProcessorTarget, ProcessorTerm, Revision,
     ScheduleSnapshot, ScheduleState, SnapshotChangefeed, TableId, TableReport, Version,
 };
 use crate::{MetadataError, Result};
@@ -43,6 +43,9 @@ pub struct TableOrder {
     /// Names the order to run it: the version that the processor's row got with it. Another one than that under which the
     /// table runs means: stop that, then run this.
     pub since: Version,
+    /// Grows with each order to run the table, whoever gets it: what a sink names its pieces by, so that they are in order.
+    /// A revision of the cluster, older than the one that the order was written at.
+    pub turn: Revision,
     /// Where to start.
     pub from: ChangefeedProgress,
     /// Stop it, and report where it stopped.
@@ -155,6 +158,8 @@ impl ProcessorView {
 pub struct ChangefeedView {
     /// The owner's epoch.
     pub owner_epoch: OwnerEpoch,
+    /// The greatest revision that the owner has seen: not less than that of any row, nor of what it wrote itself.
+    pub revision: Revision,
     /// Every table that is to be replicated, and where it starts as far as the owner knows by itself: from its launch, and
     /// from what [`positions`] gave before. (It keeps that: the rows of who was attached anew have forgotten it.)
     pub tables: BTreeMap<TableId, ChangefeedProgress>,
@@ -213,9 +218,8 @@ pub fn positions(view: &ChangefeedView) -> BTreeMap<TableId, ChangefeedProgress>
 }
 
 /// How far the whole changefeed has come: each number is the least of its tables', and the position is that of the table
-/// with the least checkpoint. `None` where there are no tables.
-///
-/// A source that can be split promises that the position of one of its tables is one of all: they read the same log.
+/// with the least checkpoint. `None` where there are no tables. Whether that position is a start for all tables is the
+/// source's to say.
 pub fn checkpoint(view: &ChangefeedView) -> Option<ChangefeedProgress> {
     let least = |one: ChangefeedProgress, other: ChangefeedProgress| {
         let resolved_ts = one.resolved_ts.min(other.resolved_ts);
@@ -288,7 +292,7 @@ impl<'a> Desk<'a> {
             let Some((processor, orders)) = self.mine.get_mut(capture) else { return };
             *count += 1;
             let since = Version(processor.version.0 + 1);
-            orders.0.insert(table, TableOrder { since, from, stop: false });
+            orders.0.insert(table, TableOrder { since, turn: self.view.revision, from, stop: false });
         }
     }
 
@@ -401,13 +405,13 @@ pub fn wants_processors(feed: &SnapshotChangefeed) -> bool {
 }
 
 /// What the controller asks of the processor rows of every changefeed of the snapshot that [`wants_processors`], in the order
-/// of their ids; `rows` are theirs. Captures that are alive may carry what asks for no label that they have not; `heard` says
+/// of their ids; `rows` are theirs, and whoever is not among them is left alone. Captures that are alive may carry what asks for no label that they have not; `heard` says
 /// whose heart was heard a moment ago. A capture's load is the weight of what it owns, and one for each processor.
 ///
 /// A changefeed whose placement cannot be read is left alone.
 pub fn plan_processors(
     snapshot: &ScheduleSnapshot,
-    rows: &[ProcessorSchedule],
+    rows: &BTreeMap<ChangefeedUuid, Vec<ProcessorSchedule>>,
     heard: impl Fn(CaptureId) -> bool,
 ) -> ProcessorPlan {
     let may_carry = |info: &&CaptureInfo| info.state == CaptureState::Alive;
@@ -419,16 +423,14 @@ pub fn plan_processors(
             *loads.entry(owner).or_default() += usize::try_from(weight).unwrap_or(usize::MAX);
         }
     }
-    let mut by_feed: BTreeMap<ChangefeedUuid, Vec<ProcessorSchedule>> = BTreeMap::new();
-    for row in rows {
-        if row.state != ScheduleState::Removed {
-            *loads.entry(row.capture).or_default() += 1;
-        }
-        by_feed.entry(row.changefeed).or_default().push(row.clone());
+    for row in rows.values().flatten().filter(|row| row.state != ScheduleState::Removed) {
+        *loads.entry(row.capture).or_default() += 1;
     }
     let mut plan = ProcessorPlan::default();
     for feed in snapshot.changefeeds.iter().filter(|feed| wants_processors(feed)) {
-        let Ok(placement) = &feed.placement else { continue };
+        let (Ok(placement), Some(own)) = (&feed.placement, rows.get(&feed.schedule.changefeed)) else {
+            continue;
+        };
         let owner = serves(feed).filter(|_| placement.max_processors > 1);
         let admitted = alive.iter().filter(|info| placement.admits(&info.labels));
         let candidate = |info: &CaptureInfo| Candidate {
@@ -436,7 +438,6 @@ pub fn plan_processors(
             is_heard: heard(info.id),
         };
         let candidates: BTreeMap<_, _> = admitted.map(|info| (info.id, candidate(info))).collect();
-        let own = by_feed.get(&feed.schedule.changefeed).map_or(&[][..], Vec::as_slice);
         let targets = choose_processors(owner, max_processors(feed), &candidates, own);
         if candidates.values().any(|of| !of.is_heard) {
             let all_heard = candidates.into_iter().map(|(id, of)| (id, Candidate { is_heard: true, ..of }));

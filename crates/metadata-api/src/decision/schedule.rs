@@ -50,6 +50,19 @@ impl From<&ProcessorSchedule> for ScheduledProcessor {
     }
 }
 
+/// What is not to be done to a changefeed that somebody still carries a part of.
+///
+/// # Errors
+/// [`InvalidTransition`](MetadataError::InvalidTransition) when it `is_carried`: a processor of it is not `Removed`.
+pub fn check_not_carried(changefeed: ChangefeedUuid, is_carried: bool, to: &str) -> Result<()> {
+    if !is_carried {
+        return Ok(());
+    }
+    let what = format!("a processor of changefeed {changefeed}");
+    let to = format!("{to} (its processors have not stopped yet)");
+    Err(MetadataError::transition(what, ScheduleState::Removing, to))
+}
+
 /// Whether a schedule may go from `origin` to `target`.
 ///
 /// The edges are `Removed -> Launched` (with an owner), `Launched -> Removing` (owner and epoch unchanged),

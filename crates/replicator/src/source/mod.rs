@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use capture_runtime::task::{PreparedTask, Share, TaskContext, TaskError, TaskSpec};
-use metadata_api::model::{ChangefeedInfo, ChangefeedProgress, OwnerTerm, TableId, UpstreamInfo};
+use metadata_api::model::{
+    ChangefeedInfo, ChangefeedProgress, OwnerTerm, SourcePosition, TableId, UpstreamInfo,
+};
 
 use crate::event::SourceEvent;
 
@@ -59,13 +61,20 @@ pub trait SourceFactory: Send + Sync + 'static {
     async fn prepare(&self, spec: &TaskSpec) -> Result<PreparedTask, TaskError>;
 
     /// What the source's changes can be split by, for a changefeed on at most `max_processors` captures: each change is in
-    /// exactly one of these, wherever it is asked, and each gives the same marks as the whole would. Empty, as it is unless a
+    /// exactly one of these, wherever it is asked, and each gives every mark that the whole would, or as good a one. Empty, as it is unless a
     /// source says otherwise: it cannot be split.
     ///
     /// # Errors
     /// [`TaskError`] when the upstream's URI is wrong.
     fn tables(&self, _upstream: &UpstreamInfo, _max_processors: u32) -> Result<Vec<TableId>, TaskError> {
         Ok(Vec::new())
+    }
+
+    /// The position for a changefeed whose shares are where these say: a start from which no share misses anything; `None` =
+    /// by its checkpoint alone. Unless a source says otherwise, that of the share with the least checkpoint.
+    fn common_position(&self, shares: &[&ChangefeedProgress]) -> Option<SourcePosition> {
+        let least = shares.iter().min_by_key(|share| share.checkpoint_ts);
+        least.and_then(|share| share.position.clone())
     }
 
     /// Opens the source at `launch.start`.

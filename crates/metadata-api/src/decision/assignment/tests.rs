@@ -20,7 +20,7 @@ fn at(ts: u64) -> ChangefeedProgress {
 
 /// A processor that runs so many tables, the first of them `first`.
 fn running(n: u8, first: usize, count: usize) -> ProcessorView {
-    let order = |_| TableOrder { since: Version(1), from: at(1), stop: false };
+    let order = |_| TableOrder { since: Version(1), turn: Revision(0), from: at(1), stop: false };
     ProcessorView {
         term: ProcessorTerm {
             changefeed: ChangefeedUuid(1),
@@ -38,7 +38,7 @@ fn running(n: u8, first: usize, count: usize) -> ProcessorView {
 
 fn view(tables: usize, processors: Vec<ProcessorView>) -> ChangefeedView {
     let tables = (0..tables).map(|n| (table(n), at(1))).collect();
-    ChangefeedView { owner_epoch: OwnerEpoch(1), tables, processors }
+    ChangefeedView { owner_epoch: OwnerEpoch(1), revision: Revision(0), tables, processors }
 }
 
 fn stops(writes: &[AssignmentWrite]) -> usize {
@@ -69,7 +69,7 @@ fn a_table_moves_in_two_steps() {
     }
     view.processors[0].reports.insert(moved.clone(), report(1, true, 9));
     let writes = assign(&view, &AssignPolicy::default()).writes;
-    let order = TableOrder { since: Version(2), from: at(9), stop: false };
+    let order = TableOrder { since: Version(2), turn: Revision(0), from: at(9), stop: false };
     assert_eq!(writes.len(), 2);
     assert!(!writes[0].orders.0.contains_key(&moved), "the old one forgets it in the same transaction");
     assert_eq!(writes[1].orders.0, BTreeMap::from([(moved, order)]));
@@ -116,7 +116,7 @@ fn what_stopped_by_itself_is_given_anew() {
     assert_eq!(view.processors[0].failures().map(|(table, _)| table).collect::<Vec<_>>(), [&table(0)]);
     assert!(!view.processors[0].is_at_work());
     let writes = assign(&view, &AssignPolicy::default()).writes;
-    let order = TableOrder { since: Version(2), from: at(7), stop: false };
+    let order = TableOrder { since: Version(2), turn: Revision(0), from: at(7), stop: false };
     assert_eq!(writes[0].orders.0, BTreeMap::from([(table(0), order)]));
     view.processors[0].orders = writes[0].orders.clone();
     assert_eq!(view.processors[0].failures().count(), 0, "that was about another order");

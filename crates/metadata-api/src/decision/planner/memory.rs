@@ -68,6 +68,13 @@ impl PlanMemory {
         seen.is_some_and(|seen| seen.beats && !seen.is_silent(policy, now))
     }
 
+    /// Whether the capture may be made a processor: its heart was [heard](Self::is_heard), and it does not
+    /// [flap](PlanPolicy::flaps), or its cool-down has passed.
+    pub fn may_carry(&self, capture: CaptureId, policy: &PlanPolicy, now: BootTime) -> bool {
+        let flaps = self.captures.get(&capture).is_some_and(|seen| seen.flaps && now < seen.calm_at);
+        self.is_heard(capture, policy, now) && !flaps
+    }
+
     /// Notes who has joined and who is gone.
     pub(super) fn look(&mut self, snapshot: &ScheduleSnapshot, policy: &PlanPolicy, now: BootTime) {
         let present: BTreeSet<_> = snapshot.captures.iter().map(|capture| capture.id).collect();

@@ -3,11 +3,11 @@
 //!
 //! ```text
 //! {dir}/{changefeed uuid}/{owner epoch}-{sequence}.json
-//! {dir}/{changefeed uuid}/{owner epoch}-{from ts}-{processor epoch}.{order}-{table}-{sequence}.json
+//! {dir}/{changefeed uuid}/{owner epoch}-{turn}-{capture id}-{table}-{sequence}.json
 //! ```
 //!
-//! The second are those of processors: a table that moves on to another is in other files from then on. `from ts` is where that
-//! order began; it grows with each, so that a table's files are in order by name's parts, as [reader](crate::reader) reads them.
+//! The second are those of processors: a table that moves on to another is in other files from then on. The turn grows with each
+//! order to run the table, so that a table's files are in order as [reader](crate::reader) reads them.
 //!
 //! * **A zombie never writes into its successor's file**: the epoch is in the name, files are created exclusively,
 //!   and no epoch touches another's.
@@ -134,10 +134,7 @@ impl SinkFactory for FileFactory {
             let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
             marks.get(&key).cloned().filter(|mark| mark.author.epoch == term.epoch)
         };
-        // A relaunch is the same author, though it begins further on.
-        let from = launch.start.checkpoint_ts;
-        let author = mark.as_ref().map(|mark| mark.author.clone());
-        let author = author.unwrap_or_else(|| Author::of(term, launch.share.as_ref(), from));
+        let author = Author::of(term, launch.share.as_ref());
         let (last, end) = mark.map_or((Ts::ZERO, None), |mark| (mark.last, Some(mark.end)));
         Ok(Box::new(FileSink {
             key,

@@ -39,7 +39,7 @@ impl Identity {
     pub(super) fn of(launch: &Launch, server: u32) -> Self {
         let share = launch.share.as_ref().map_or(0, |share| {
             let table = crc32fast::hash(share.table.0.as_bytes());
-            mix(share.processor.epoch.0 ^ mix(share.since.0 ^ mix(table.into())))
+            mix(share.turn.0 ^ mix(table.into()))
         });
         Self::new(launch.term.changefeed.0, launch.term.epoch.0 ^ share, launch.launch, server)
     }

@@ -83,6 +83,22 @@ impl GtidSet {
         set
     }
 
+    /// What is in both.
+    pub(super) fn common(&self, other: &Self) -> Self {
+        let mut common = Self::default();
+        for (source, ranges) in &self.0 {
+            for (first, last) in other.0.get(source).into_iter().flatten() {
+                for range in ranges {
+                    let (first, last) = (*first.max(&range.0), *last.min(&range.1));
+                    if first <= last {
+                        common.insert_range(source, first, last);
+                    }
+                }
+            }
+        }
+        common
+    }
+
     /// As the server wants it in a request.
     pub(super) fn sids(&self) -> Vec<Sid<'static>> {
         self.entries().filter_map(|entry| entry.parse().ok()).collect()

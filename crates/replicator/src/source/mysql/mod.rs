@@ -49,7 +49,8 @@
 //! # On several captures
 //!
 //! Each processor reads the whole binlog and takes the rows of its part of the tables (`part.rs`), so that a part's position is a
-//! start for every part. A statement that names no table (`CREATE DATABASE`) is in the first part. Parts do not wait for each
+//! start for every part that has not read less of the log. The changefeed's is that of the part that has read least, which need not
+//! be the one with the least checkpoint. A statement that names no table (`CREATE DATABASE`) is in the first part. Parts do not wait for each
 //! other: a table that is renamed may change its part, and what the sink gets of it before and after are then two streams.
 //!
 //! # Left
@@ -69,7 +70,7 @@
 
 use async_trait::async_trait;
 use capture_runtime::task::{PreparedTask, TaskError, TaskSpec};
-use metadata_api::model::{ChangefeedProgress, TableId, Ts, UpstreamInfo};
+use metadata_api::model::{ChangefeedProgress, SourcePosition, TableId, Ts, UpstreamInfo};
 use mysql_async::Conn;
 
 use self::assembler::Assembler;
@@ -145,6 +146,14 @@ impl SourceFactory for MysqlFactory {
     fn tables(&self, upstream: &UpstreamInfo, max_processors: u32) -> Result<Vec<TableId>, TaskError> {
         Endpoint::from_uri(&upstream.uri)?;
         Ok(Part::all(max_processors))
+    }
+
+    /// Where the part is that has read least of the log. Checkpoints do not tell: a part that idles is dated by its own marks, and
+    /// another server has another clock. Without a position of each part that can be read, the checkpoint has to do.
+    fn common_position(&self, shares: &[&ChangefeedProgress]) -> Option<SourcePosition> {
+        let positions = shares.iter().map(|share| Position::decode(share.position.as_ref()?).ok());
+        let least = positions.reduce(|one, other| Position::least(one?, other?)).flatten();
+        least.map(|position| position.encode())
     }
 
     async fn open(&self, launch: &Launch) -> Result<Box<dyn Source>, TaskError> {

@@ -71,6 +71,29 @@ impl Position {
         })
     }
 
+    /// The place of which both are behind, or at it; `None` when that cannot be told.
+    pub(super) fn least(one: Self, other: Self) -> Option<Self> {
+        match (&one.gtids, &other.gtids) {
+            (Some(of_one), Some(of_other)) => {
+                let common = of_one.common(of_other);
+                if common == *of_one {
+                    return Some(one);
+                }
+                if common == *of_other {
+                    return Some(other);
+                }
+                // Two servers that wrote the same transactions into their logs in different orders.
+                let skip_until = one.skip_until.zip(other.skip_until).map(|(one, other)| one.min(other));
+                let previous = one.previous.min(other.previous);
+                Some(Self { gtids: Some(common), previous, skip_until, file: String::new(), pos: 4, ..one })
+            }
+            (None, None) if one.server == other.server => {
+                Some(if one.is_at_or_after(&other.file, other.pos) { other } else { one })
+            }
+            _ => None,
+        }
+    }
+
     /// Whether everything before that end of the log has been read. Files are numbered.
     pub(super) fn is_at_or_after(&self, file: &str, pos: u64) -> bool {
         if self.file == file { self.pos >= pos } else { file_number(&self.file) > file_number(file) }
@@ -154,5 +177,30 @@ mod tests {
             prop_assert!(ts_from_micros(a) < ts_from_micros(a + more) || ts_from_micros(a) == Ts::MAX);
             prop_assert_eq!(ts_from_micros(a).physical_ms(), (a / 1000).min(Ts::MAX.physical_ms()));
         }
+    }
+
+    #[test]
+    fn the_least_of_two_is_behind_neither() {
+        const SID: &str = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
+        let by_gtids = |set: &str, previous| Position {
+            gtids: Some(set.parse().unwrap()),
+            previous: Ts(previous),
+            ..position("b.000001", 4)
+        };
+        let least = |one: &Position, other: &Position| Position::least(one.clone(), other.clone());
+        let (few, many) = (by_gtids(&format!("{SID}:1-6"), 9), by_gtids(&format!("{SID}:1-10"), 8));
+        // Whatever their transactions' times are.
+        assert_eq!(least(&few, &many), Some(few.clone()));
+        assert_eq!(least(&many, &few), Some(few.clone()));
+        let apart = by_gtids(&format!("{SID}:1-5:7"), 7);
+        let both = least(&few, &apart).unwrap();
+        assert_eq!((both.gtids.unwrap().to_string(), both.previous), (format!("{SID}:1-5"), Ts(7)));
+
+        let (near, far) = (position("b.000009", 700), position("b.000010", 5));
+        assert_eq!(least(&near, &far), Some(near.clone()));
+        assert_eq!(least(&far, &near), Some(near.clone()));
+        assert_eq!(least(&near, &position("b.000009", 600)), Some(position("b.000009", 600)));
+        assert_eq!(least(&near, &few), None);
+        assert_eq!(least(&near, &Position { server: "t".to_owned(), ..near.clone() }), None);
     }
 }

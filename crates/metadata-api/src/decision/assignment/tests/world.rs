@@ -126,6 +126,7 @@ impl World {
         };
         ChangefeedView {
             owner_epoch: self.epoch,
+            revision: Revision(self.revision),
             tables: self.tables.clone(),
             processors: self.rows.values().map(view).collect(),
         }
