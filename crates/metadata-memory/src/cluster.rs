@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use metadata_api::Result;
-use metadata_api::model::{CaptureId, CaptureInfo, Revision};
+use metadata_api::model::{CaptureId, CaptureInfo, ChangefeedUuid, Revision};
 use uuid::Uuid;
 
 use crate::signal::Signal;
@@ -56,6 +56,8 @@ pub enum Tamper {
     MakeUnreadable(Table),
     /// Writes a value that does not decode into one capture's progress row.
     MakeProgressUnreadable(CaptureId),
+    /// Writes assignments that do not decode into one changefeed's processor rows.
+    MakeProcessorsUnreadable(ChangefeedUuid),
     /// Undoes [`Tamper::MakeUnreadable`].
     MakeReadable(Table),
     /// Sets every capture's heartbeat sequence.
@@ -164,6 +166,9 @@ impl MemoryCluster {
             Tamper::MakeUnreadable(table) => drop(tables.corrupt.insert(table)),
             Tamper::MakeProgressUnreadable(capture) => {
                 tables.corrupt_progress.insert(capture.to_string());
+            }
+            Tamper::MakeProcessorsUnreadable(changefeed) => {
+                tables.corrupt_processors.insert(changefeed);
             }
             Tamper::MakeReadable(table) => drop(tables.corrupt.remove(&table)),
             Tamper::SetRevision(revision) => tables.revision = revision,

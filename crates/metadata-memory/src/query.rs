@@ -132,6 +132,9 @@ pub(crate) fn processors(
 
 /// A processor, with what its capture says under the row's epoch. A progress that cannot be read says nothing.
 fn processor_status(tables: &Tables, row: &ProcessorSchedule) -> Result<ProcessorStatus> {
+    if tables.corrupt_processors.contains(&row.changefeed) {
+        return Err(MetadataError::corrupt("processor", row.changefeed, "assignment", "tampered with"));
+    }
     let capture = row.capture;
     let state = tables.captures.get(&capture).map(|info| info.state);
     if state.is_some() {

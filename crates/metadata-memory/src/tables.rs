@@ -141,6 +141,8 @@ pub struct Tables {
     pub(crate) corrupt: BTreeSet<Table>,
     /// Captures whose progress somebody made unreadable.
     pub(crate) corrupt_progress: BTreeSet<String>,
+    /// Changefeeds whose processors somebody made unreadable.
+    pub(crate) corrupt_processors: BTreeSet<ChangefeedUuid>,
 }
 
 impl Tables {
@@ -161,6 +163,7 @@ impl Tables {
             owned: BTreeMap::new(),
             corrupt: BTreeSet::new(),
             corrupt_progress: BTreeSet::new(),
+            corrupt_processors: BTreeSet::new(),
         };
         tables.reset_election();
         tables

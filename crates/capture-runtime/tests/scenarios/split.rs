@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capture_runtime::repair::{ResetReport, reset};
+use metadata_api::MetadataError;
 use metadata_api::model::{ChangefeedUuid, FeedState, ProcessorSchedule, ReplicaConfig, ScheduleState, Ts};
 use metadata_api::observation::ChangefeedAdmin as _;
 use metadata_api::store::{AdminStore as _, QueryStore as _};
+use metadata_memory::Tamper;
 use serde_json::json;
 
 use super::{ms, secs};
-use crate::world::{Behaviour, Incident, ProcessClock, START, World};
+use crate::world::{Behaviour, Incident, ProcessClock, START, World, progress};
 
 const TABLES: usize = 6;
 
@@ -428,4 +430,85 @@ async fn the_number_of_processors_may_change_while_it_is_paused() {
         assert!(live(&world, feed) == captures);
     }
     world.pass(ms(100)).await;
+}
+
+/// What fails is stopped as a whole: paused while it waits to be tried again, it stands still, and may be set back.
+#[tokio::test(start_paused = true)]
+async fn a_pending_one_is_paused_everywhere() {
+    let (world, feed) = split(3).await;
+    let name = world.name(feed).await;
+    world.outside.incident(feed, Incident::FailsRetryably);
+    world.until("it is pending", secs(5), |world| world.state(feed) == Some(FeedState::Pending)).await;
+    world.admin.pause(&name).await.unwrap();
+    let at = world.now();
+    world.until("its owner has let go", secs(3), |world| world.owner(feed).is_none()).await;
+    let ahead = progress(Ts(START.0 + 1));
+    let early = world.admin.resume(&name, Some(&ahead)).await.is_ok() && live(&world, feed) > 0;
+    assert!(!early, "its position is nobody's to set while it is carried");
+    world.throughout("nobody writes", secs(20), |world| carriers(world, feed, at + ms(100)).is_empty()).await;
+}
+
+/// A name is another's only when nothing of who had it is left.
+#[tokio::test(start_paused = true)]
+async fn two_changefeeds_never_write_under_one_name() {
+    let (mut world, feed) = split(3).await;
+    let name = world.name(feed).await;
+    world.outside.incident(feed, Incident::FailsFatally);
+    world.until("it failed", secs(8), |world| world.state(feed) == Some(FeedState::Failed)).await;
+    world.admin.remove(&name).await.unwrap();
+    let mut new = world.request();
+    new.name = name;
+    let began = world.now();
+    let second = loop {
+        match world.admin.create(&new).await {
+            Ok(info) => break info.uuid,
+            Err(error) => assert!(matches!(error, MetadataError::AlreadyExists { .. }), "{error}"),
+        }
+        world.pass(ms(50)).await;
+        assert!(world.now() - began < secs(10), "the name is free when the changefeed was cleaned up");
+    };
+    let at = world.now();
+    world.outside.expect(second, START);
+    world.until("the second runs", secs(5), |world| world.moves(second, at)).await;
+    assert!(carriers(&world, feed, at).is_empty(), "the first wrote after the second was there");
+}
+
+/// Rows of one changefeed that cannot be read keep no other's processors waiting, and somebody is told.
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_keeps_nobody_else_waiting() {
+    let (mut world, bad) = split(3).await;
+    let good = world.create_split(TABLES, 3).await;
+    world.until("both run", secs(20), |world| is_even(world, good, 3)).await;
+    world.db.tamper(Tamper::MakeProcessorsUnreadable(bad));
+    let owner = world.owner(good).unwrap();
+    let epoch = world.schedule(good).unwrap().epoch;
+    world.processes[owner].kill();
+    world
+        .until("the other runs again", secs(24), |world| {
+            world.schedule(good).unwrap().epoch > epoch && is_even(world, good, 2)
+        })
+        .await;
+    if world.owner(bad).is_some_and(|owner| world.processes[owner].runs()) {
+        assert!(matches!(world.state(bad), Some(FeedState::Pending | FeedState::Warning)));
+    }
+}
+
+/// Who comes and goes gets no tables after a while.
+#[tokio::test(start_paused = true)]
+async fn a_capture_that_flaps_carries_nothing() {
+    let (mut world, _) = World::running(2, 0).await;
+    let feed = world.create_split(TABLES, 3).await;
+    world.until("two carry it", secs(20), |world| is_even(world, feed, 2)).await;
+    world.addr = Some("flapper:1".to_owned());
+    let mut carried = Vec::new();
+    for _ in 0..8 {
+        let flapper = world.start();
+        world.pass(secs(12)).await;
+        let now = carriers(&world, feed, world.now() - secs(1));
+        carried.push(now.values().filter(|process| **process == flapper).count());
+        world.processes[flapper].kill();
+        world.pass(secs(18)).await;
+    }
+    println!("tables of a capture that flaps, life by life: {carried:?}");
+    assert!(carried[4..].iter().all(|count| *count == 0), "{carried:?}");
 }
