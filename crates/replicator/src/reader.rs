@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use capture_runtime::task::Share;
 use metadata_api::model::{CaptureId, ChangefeedUuid, OwnerEpoch, OwnerTerm, Revision, TableId};
-use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::canal_json::Message;
 
@@ -63,11 +63,14 @@ impl Author {
     }
 }
 
+/// What of a table's name is written as `%..` in a file's.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_');
+
 /// `{epoch}`, or `{epoch}-{turn}-{capture}-{table}`.
 impl fmt::Display for Author {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(share) = &self.share else { return self.epoch.fmt(f) };
-        let table = utf8_percent_encode(&share.table.0, NON_ALPHANUMERIC);
+        let table = utf8_percent_encode(&share.table.0, ESCAPED);
         write!(f, "{}-{}-{}-{table}", self.epoch, share.turn, share.capture.0.simple())
     }
 }

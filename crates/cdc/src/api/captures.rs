@@ -1,5 +1,7 @@
 //! Captures: the list, and handing over.
 
+use std::collections::BTreeSet;
+
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -79,12 +81,13 @@ async fn drain(api: &Api, capture: CaptureId) -> Result<Response, ApiError> {
             })?;
         }
     }
-    let left = api.store.changefeed_overviews(None).await?;
-    let current_table_count = left
-        .iter()
-        .filter(|of| of.schedule.owner == Some(capture) && of.schedule.state != ScheduleState::Removed)
-        .count();
-    Ok(body::answer(StatusCode::ACCEPTED, DrainCaptureResp { current_table_count }))
+    let owned = api.store.changefeed_overviews(None).await?.into_iter().map(|of| of.schedule);
+    let owned = owned.filter(|of| of.owner == Some(capture) && of.state != ScheduleState::Removed);
+    let carried = api.store.processors(None).await?.into_iter().map(|of| of.schedule);
+    let carried = carried.filter(|of| of.capture == capture && of.state != ScheduleState::Removed);
+    // As their owner, as a processor of them, or both.
+    let left: BTreeSet<_> = owned.map(|of| of.changefeed).chain(carried.map(|of| of.changefeed)).collect();
+    Ok(body::answer(StatusCode::ACCEPTED, DrainCaptureResp { current_table_count: left.len() }))
 }
 
 /// `POST /api/v2/owner/resign`: takes the lease from the controller; another capture will be elected.

@@ -5,8 +5,12 @@ use std::sync::atomic::Ordering;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use chrono::{TimeZone, Utc};
+use metadata_api::decision::assignment::{TableOrder, TableOrders};
 use metadata_api::decision::feed_state::FeedEvent;
-use metadata_api::model::{FeedState, RunningError, ScheduleState};
+use metadata_api::model::{
+    CaptureProgress, CaptureTerm, ChangefeedProgress, FeedState, OwnedProgress, ProcessorAssignment,
+    ProcessorReport, ProcessorTarget, RunningError, ScheduleState, TableId, TableReport, Ts, Version,
+};
 use metadata_api::store::OwnerEnd;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -384,6 +388,56 @@ async fn delete_waits_for_the_owner_and_may_be_repeated() {
     let ((status, answer), ()) = tokio::join!(fixture.call("DELETE", "/api/v2/changefeeds/a", ""), release);
     assert_eq!(status, StatusCode::OK, "{answer}");
     create(&fixture, "a").await;
+}
+
+#[tokio::test]
+async fn a_drain_and_the_list_see_what_a_capture_carries_for_others() {
+    let fixture = Fixture::new().await;
+    create(&fixture, "a").await;
+    let term = fixture.launch("a").await;
+    let other = register(fixture.store.as_ref(), "host-b:8300").await.capture;
+    let target = ProcessorTarget {
+        capture: other,
+        expected_version: None,
+        state: ScheduleState::Launched,
+        assignment: ProcessorAssignment::default(),
+    };
+    let rows = fixture.store.processor_set(fixture.controller, term.changefeed, &[target]).await.unwrap();
+    let from = ChangefeedProgress::at(Ts(1_000 << 18));
+    let order = |stop| TableOrder { since: Version(2), turn: rows[0].revision, from: from.clone(), stop };
+    let orders = [(TableId("t0".to_owned()), order(false)), (TableId("t1".to_owned()), order(true))];
+    let orders = TableOrders(orders.into()).encode().unwrap();
+    let seen = [(other, rows[0].version)].into();
+    fixture.store.processor_assign(term, &seen, &[(other, orders)].into()).await.unwrap();
+    let progress = ChangefeedProgress::at(Ts(2_000 << 18));
+    let report = TableReport { since: Version(2), stopped: false, error: None, progress };
+    let said = ProcessorReport { epoch: rows[0].epoch, tables: [(TableId("t0".to_owned()), report)].into() };
+    let mut entry = OwnedProgress::new(term.epoch, ChangefeedProgress::default());
+    entry.processor = Some(said);
+    let said = CaptureProgress([(term.changefeed, entry)].into());
+    fixture.store.capture_advance(CaptureTerm { capture: other }, 1, &said).await.unwrap();
+
+    let list = fixture.ok("GET", "/api/v2/processors", Value::Null).await;
+    let item = &list["items"][0];
+    assert_eq!(
+        (&list["total"], &item["state"], &item["table_count"]),
+        (&json!(1), &json!("launched"), &json!(2))
+    );
+    let path = format!("/api/v2/processors/a/{other}");
+    let tables = fixture.ok("GET", &path, Value::Null).await["tables"].clone();
+    let shown =
+        |table: &Value| (table["table"].clone(), table["state"].clone(), table["checkpoint_ts"].clone());
+    assert_eq!(shown(&tables[0]), (json!("t0"), json!("running"), json!(2_000_u64 << 18)));
+    assert_eq!(shown(&tables[1]), (json!("t1"), json!("stopping"), json!(1_000_u64 << 18)));
+    let info = fixture.ok("GET", "/api/v2/changefeeds/a", Value::Null).await;
+    assert_eq!(info["task_status"][0]["tables"], tables);
+
+    let drain = format!("/api/v2/captures/{other}/drain");
+    let (_, answer) = fixture.call("POST", &drain, "").await;
+    assert_eq!(answer, json!({"current_table_count": 1}));
+    fixture.store.processor_release(rows[0].term()).await.unwrap();
+    let (_, answer) = fixture.call("POST", &drain, "").await;
+    assert_eq!(answer, json!({"current_table_count": 0}));
 }
 
 #[tokio::test]
