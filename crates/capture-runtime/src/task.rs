@@ -204,8 +204,7 @@ pub trait TaskFactory: Send + Sync + 'static {
         _upstream: &UpstreamInfo,
         tables: &[&ChangefeedProgress],
     ) -> Option<SourcePosition> {
-        let least = tables.iter().min_by_key(|table| table.checkpoint_ts);
-        least.and_then(|table| table.position.clone())
+        position_of_least(tables)
     }
 
     /// Runs one launch until it is told to stop, has reached its target, or fails.
@@ -222,6 +221,12 @@ pub trait TaskFactory: Send + Sync + 'static {
     fn give_up_after(&self, _info: &ChangefeedInfo) -> Duration {
         GIVE_UP_AFTER
     }
+}
+
+/// The position of the table with the least checkpoint.
+pub fn position_of_least(tables: &[&ChangefeedProgress]) -> Option<SourcePosition> {
+    let least = tables.iter().min_by_key(|table| table.checkpoint_ts);
+    least.and_then(|table| table.position.clone())
 }
 
 /// `TiCDC`'s default of `changefeed_error_stuck_duration`.

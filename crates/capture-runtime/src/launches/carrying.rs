@@ -1,20 +1,15 @@
 //! The part of the event loop that runs what this capture carries as a processor.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use futures::FutureExt;
 use metadata_api::model::{ChangefeedInfo, ProcessorTerm, RunningError, TableError, UpstreamInfo};
 use metadata_api::{MetadataError, Result};
 use metrics::counter;
-use tokio_util::sync::CancellationToken;
 
-use super::entry::Phase;
-use super::feed::Running;
+use super::feed::{Begin, Running, run_caught};
 use super::manager::{ASK_AGAIN, Event, Manager, caught};
 use super::shares::ShareWork;
-use crate::admission::Admission;
-use crate::task::{ProgressReporter, Share, TaskContext, TaskEnd, TaskError};
+use crate::task::{Share, TaskContext, TaskEnd, TaskError};
 
 /// What a processor of a changefeed is to run.
 pub(super) type Spec = (Arc<ChangefeedInfo>, UpstreamInfo);
@@ -41,51 +36,32 @@ impl Manager {
                 ShareWork::Launch { share, launch, start } => {
                     let Some(carried) = self.shares.get_mut(share.processor) else { continue };
                     let Some((info, upstream)) = carried.spec.clone() else { continue };
-                    let term = carried.owner_term();
-                    let admission = Admission::new(self.observer.deadline().clone());
-                    let (reporter, latest) = ProgressReporter::new(admission.clone(), start.clone());
-                    let running = Running {
-                        term,
-                        info: info.clone(),
-                        admission: admission.clone(),
-                        stop: CancellationToken::new(),
-                        start: start.clone(),
-                        latest,
-                        phase: Phase::Admitting,
-                        fenced_at: None,
-                    };
-                    tracing::info!(
-                        changefeed = %info.name, uuid = %term.changefeed, epoch = %term.epoch, table = %share.table,
-                        checkpoint_ts = %start.checkpoint_ts, launch, "launching a table"
-                    );
-                    counter!("cdc_table_launches_total").increment(1);
-                    let stop = running.stop.clone();
-                    carried.started(&share, running);
-                    self.run_share(TaskContext {
-                        term,
-                        share: Some(share),
+                    let begin = Begin {
+                        term: carried.owner_term(),
+                        share: Some(share.clone()),
                         launch,
                         info,
                         upstream,
                         start,
-                        admission,
-                        reporter,
-                        stop,
-                    });
+                    };
+                    let (running, context) = Running::begin(begin, self.observer.deadline().clone());
+                    let term = running.term;
+                    tracing::info!(
+                        changefeed = %running.info.name, uuid = %term.changefeed, epoch = %term.epoch, table = %share.table,
+                        checkpoint_ts = %running.start.checkpoint_ts, launch, "launching a table"
+                    );
+                    counter!("cdc_table_launches_total").increment(1);
+                    carried.started(&share, running);
+                    self.run_share(share, context);
                 }
             }
         }
     }
 
-    fn run_share(&mut self, context: TaskContext) {
-        let Some(share) = context.share.clone() else { return };
+    fn run_share(&mut self, share: Share, context: TaskContext) {
         let factory = self.factory.clone();
         self.tasks.spawn(async move {
-            let result = AssertUnwindSafe(factory.run(context)).catch_unwind().await;
-            let result = result.unwrap_or_else(|_| {
-                let message = "the table's task panicked; see the log";
-                Err(TaskError::retryable("CDC:ErrInternalServerError", message))
-            });
+            let result = run_caught(factory.run(context), "the table's task panicked; see the log").await;
             Event::ShareEnded { share, result }
         });
     }

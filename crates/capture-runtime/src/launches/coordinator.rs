@@ -92,7 +92,7 @@ type Failure = (CaptureId, TableId, Version);
 /// What came of a look.
 enum Next {
     Wait(Duration),
-    End(TaskEnd),
+    End(Result<TaskEnd, TaskError>),
 }
 
 impl Coordinator {
@@ -106,9 +106,8 @@ impl Coordinator {
             }
             let revision = self.polled();
             let wait = match self.look().await {
-                Ok(Ok(Next::End(end))) => return Ok(end),
-                Ok(Ok(Next::Wait(wait))) => wait,
-                Ok(Err(failed)) => return Err(failed),
+                Ok(Next::End(end)) => return end,
+                Ok(Next::Wait(wait)) => wait,
                 // Not this launch's any more: the watch brings the order to stop.
                 Err(error) if error.is_fenced() => {
                     tracing::debug!(changefeed = %self.context.info.name, %error, "the term is over");
@@ -159,10 +158,10 @@ impl Coordinator {
     }
 
     /// Reads, reports, decides, writes.
-    async fn look(&mut self) -> Result<Result<Next, TaskError>> {
+    async fn look(&mut self) -> Result<Next> {
         let view = self.view().await?;
         self.tables = positions(&view);
-        if let Some(checkpoint) = checkpoint(&view) {
+        if let Some(checkpoint) = checkpoint(&self.tables) {
             let tables: Vec<_> = self.tables.values().collect();
             let position = self.factory.common_position(&self.context.upstream, &tables);
             self.context.reporter.report(ChangefeedProgress { position, ..checkpoint });
@@ -184,10 +183,10 @@ impl Coordinator {
                 );
             }
             if !at_work || waited >= STOP_LIMIT {
-                return Ok(self.failed.take().map_or(Ok(Next::End(TaskEnd::Stopped)), Err));
+                return Ok(Next::End(self.failed.take().map_or(Ok(TaskEnd::Stopped), Err)));
             }
         } else if !at_work && self.tables.keys().all(|table| self.is_finished(table)) {
-            return Ok(Ok(Next::End(TaskEnd::Finished)));
+            return Ok(Next::End(Ok(TaskEnd::Finished)));
         }
         let mut wanted = view;
         // What is to stop, and what has nothing left to do, is not among what is to run.
@@ -197,7 +196,7 @@ impl Coordinator {
         if !decision.writes.is_empty() {
             self.write(&decision).await?;
         }
-        Ok(Ok(Next::Wait(if moves { LOOK_SOON } else { LOOK_EVERY })))
+        Ok(Next::Wait(if moves { LOOK_SOON } else { LOOK_EVERY }))
     }
 
     async fn view(&mut self) -> Result<ChangefeedView> {

@@ -101,7 +101,7 @@ pub fn next_step(entry: &Entry, now: Situation) -> LaunchStep {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -127,7 +127,7 @@ mod tests {
             })
     }
 
-    fn situations() -> impl Strategy<Value = Situation> {
+    pub(in crate::launches) fn situations() -> impl Strategy<Value = Situation> {
         any::<(bool, bool, bool, bool)>().prop_map(|(alive, recovering, stopping, expelled)| Situation {
             alive,
             recovering,

@@ -1,11 +1,14 @@
 //! One changefeed on this capture, with its task.
 
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use metadata_api::model::{
     BootTime, CaptureId, ChangefeedInfo, ChangefeedProgress, ChangefeedUuid, FeedState, OwnedProgress,
-    OwnerEpoch, OwnerTerm, RunningError, ScheduleState, Ts,
+    OwnerEpoch, OwnerTerm, RunningError, ScheduleState, Ts, UpstreamInfo,
 };
 use metadata_api::store::{OwnerEnd, OwnerRelease};
 use tokio::sync::watch;
@@ -14,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 use super::entry::{Entry, Outcome, Phase};
 use super::failing::{Failing, Verdict};
 use super::state_report::StateReport;
-use crate::admission::Admission;
+use crate::admission::{Admission, Deadline};
+use crate::task::{ProgressReporter, Share, TaskContext, TaskEnd, TaskError};
 
 /// The task of one launch, from the outside.
 pub(super) struct Running {
@@ -29,7 +33,45 @@ pub(super) struct Running {
     pub(super) fenced_at: Option<BootTime>,
 }
 
+/// What a launch is to run, and where it begins.
+pub(super) struct Begin {
+    pub(super) term: OwnerTerm,
+    pub(super) share: Option<Share>,
+    pub(super) launch: u64,
+    pub(super) info: Arc<ChangefeedInfo>,
+    pub(super) upstream: UpstreamInfo,
+    pub(super) start: ChangefeedProgress,
+}
+
+/// A launch's future, whose panic is an error like any other.
+pub(super) async fn run_caught(
+    running: impl Future<Output = Result<TaskEnd, TaskError>>,
+    panicked: &'static str,
+) -> Result<TaskEnd, TaskError> {
+    let result = AssertUnwindSafe(running).catch_unwind().await;
+    result.unwrap_or_else(|_| Err(TaskError::retryable("CDC:ErrInternalServerError", panicked)))
+}
+
 impl Running {
+    /// Both sides of a launch under the capture's deadline: what is kept of it, and what its task is given.
+    pub(super) fn begin(begin: Begin, deadline: Deadline) -> (Self, TaskContext) {
+        let Begin { term, share, launch, info, upstream, start } = begin;
+        let admission = Admission::new(deadline);
+        let (reporter, latest) = ProgressReporter::new(admission.clone(), start.clone());
+        let stop = CancellationToken::new();
+        let running = Self {
+            term,
+            info: info.clone(),
+            admission: admission.clone(),
+            stop: stop.clone(),
+            start: start.clone(),
+            latest,
+            phase: Phase::Admitting,
+            fenced_at: None,
+        };
+        (running, TaskContext { term, share, launch, info, upstream, start, admission, reporter, stop })
+    }
+
     /// Told to stop: no new flush; the one in hand may end and be reported.
     pub(super) fn drain(&mut self) {
         self.phase = Phase::Draining;

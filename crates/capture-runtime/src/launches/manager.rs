@@ -24,14 +24,13 @@ use super::carrying::Spec;
 use super::coordinator;
 use super::entry::{LaunchStep, Outcome, Phase, Situation, next_step};
 use super::failing::Verdict;
-use super::feed::{Feed, Running};
+use super::feed::{Begin, Feed, Running, run_caught};
 use super::shares::Shares;
 use super::state_report::StateReport;
 use crate::RuntimeError;
-use crate::admission::Admission;
 use crate::observer::CaptureObserver;
 use crate::pace;
-use crate::task::{ProgressReporter, Share, TaskContext, TaskEnd, TaskError, TaskFactory};
+use crate::task::{Share, TaskEnd, TaskError, TaskFactory};
 
 /// Between two looks at everything: progress is written, states are reported.
 const TICK: Duration = Duration::from_secs(1);
@@ -400,45 +399,25 @@ impl Manager {
             feed.state = StateReport::new(launch.status.state, launch.status.error);
         }
         feed.state.tried_again();
-        let admission = Admission::new(self.observer.deadline().clone());
-        let (reporter, latest) = ProgressReporter::new(admission.clone(), start.clone());
-        let running = Running {
-            term: launch.term,
-            info: Arc::new(launch.info),
-            admission: admission.clone(),
-            stop: CancellationToken::new(),
-            start: start.clone(),
-            latest,
-            phase: Phase::Admitting,
-            fenced_at: None,
-        };
-        tracing::info!(
-            changefeed = %running.info.name, uuid = %changefeed, epoch = %launch.term.epoch, launch = feed.launches,
-            checkpoint_ts = %start.checkpoint_ts, "launching a changefeed"
-        );
-        counter!("cdc_changefeed_launches_total").increment(1);
-        let context = TaskContext {
+        let begin = Begin {
             term: launch.term,
             share: None,
             launch: feed.launches,
-            info: running.info.clone(),
+            info: Arc::new(launch.info),
             upstream: launch.upstream,
             start,
-            reporter,
-            admission,
-            stop: running.stop.clone(),
         };
+        let (running, context) = Running::begin(begin, self.observer.deadline().clone());
+        tracing::info!(
+            changefeed = %running.info.name, uuid = %changefeed, epoch = %launch.term.epoch, launch = feed.launches,
+            checkpoint_ts = %running.start.checkpoint_ts, "launching a changefeed"
+        );
+        counter!("cdc_changefeed_launches_total").increment(1);
         feed.running = Some(running);
         let (observer, factory) = (self.observer.clone(), self.factory.clone());
         self.tasks.spawn(async move {
             let running = coordinator::run(observer, factory, context);
-            let result = AssertUnwindSafe(running).catch_unwind().await;
-            let result = result.unwrap_or_else(|_| {
-                Err(TaskError::retryable(
-                    "CDC:ErrInternalServerError",
-                    "the changefeed's task panicked; see the log",
-                ))
-            });
+            let result = run_caught(running, "the changefeed's task panicked; see the log").await;
             Event::TaskEnded { changefeed, result }
         });
     }

@@ -65,6 +65,7 @@ pub fn share_step(entry: &ShareEntry, now: Situation) -> ShareStep {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::entry::tests::situations;
     use super::*;
 
     fn versions() -> impl Strategy<Value = Version> {
@@ -87,15 +88,6 @@ mod tests {
                 stopped,
                 unknown_flush,
             })
-    }
-
-    fn situations() -> impl Strategy<Value = Situation> {
-        any::<(bool, bool, bool, bool)>().prop_map(|(alive, recovering, stopping, expelled)| Situation {
-            alive,
-            recovering,
-            stopping,
-            expelled,
-        })
     }
 
     proptest! {

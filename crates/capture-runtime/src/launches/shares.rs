@@ -49,9 +49,8 @@ struct Table {
     stopped: Option<(Version, Option<TableError>)>,
     /// How far it is, by the last word of the task that ran last, and under which order that was.
     progress: Option<(Version, ChangefeedProgress)>,
-    unknown_flush: bool,
-    /// What is to be said of that.
-    unknown: Option<TableError>,
+    /// A flush of it ended without anybody knowing how: what is to be said of that.
+    unknown_flush: Option<TableError>,
     launches: u64,
 }
 
@@ -228,9 +227,10 @@ impl Carried {
             ScheduleState::Removing => true,
             ScheduleState::Launched => situation.stopping,
         };
-        let said = self.tables.is_empty() || written == Some(&self.report());
+        // Asked last: it makes the report.
+        let said = || self.tables.is_empty() || written == Some(&self.report());
         let may = situation.alive && !situation.expelled && !situation.recovering;
-        if wanted && may && said && self.is_quiet() && !self.asking && now >= self.ask_from {
+        if wanted && may && self.is_quiet() && !self.asking && now >= self.ask_from && said() {
             self.asking = true;
             work.push(ShareWork::Release(self.term));
         }
@@ -238,11 +238,11 @@ impl Carried {
 
     /// Nothing of it runs, or may still.
     fn is_quiet(&self) -> bool {
-        self.tables.values().all(|table| table.running.is_none() && !table.unknown_flush)
+        self.tables.values().all(|table| table.running.is_none() && table.unknown_flush.is_none())
     }
 
     fn is_unknown(&self) -> bool {
-        self.tables.values().any(|table| table.unknown_flush)
+        self.tables.values().any(|table| table.unknown_flush.is_some())
     }
 
     fn is_forgotten(&mut self, now: BootTime, situation: Situation) -> bool {
@@ -285,10 +285,9 @@ impl Carried {
         let Some((since, running)) = table.running.take() else { return };
         table.progress = Some((since, running.latest.borrow().clone()));
         if running.admission.outstanding() > 0 {
-            table.unknown_flush = true;
-            table.unknown = Some(unknown);
+            table.unknown_flush = Some(unknown);
         }
-        if running.is_fenced() || table.unknown_flush {
+        if running.is_fenced() || table.unknown_flush.is_some() {
             return;
         }
         table.stopped = Some((since, end.err()));
@@ -307,7 +306,7 @@ impl Table {
             order,
             running: self.running.as_ref().map(|(since, running)| (*since, running.phase)),
             stopped: self.stopped.as_ref().map(|(since, _)| *since),
-            unknown_flush: self.unknown_flush,
+            unknown_flush: self.unknown_flush.is_some(),
         }
     }
 
@@ -325,7 +324,7 @@ impl Table {
         }
         let (since, progress) = self.progress.clone()?;
         let stopped = self.stopped.as_ref().filter(|(stopped, _)| *stopped == since);
-        let error = stopped.and_then(|(_, error)| error.clone()).or_else(|| self.unknown.clone());
+        let error = stopped.and_then(|(_, error)| error.clone()).or_else(|| self.unknown_flush.clone());
         Some(TableReport { since, stopped: stopped.is_some(), error, progress })
     }
 }

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{
     CaptureId, CaptureInfo, CaptureState, ChangefeedProgress, ChangefeedUuid, OwnerEpoch, OwnerTerm,
     ProcessorAssignment, ProcessorSchedule, ProcessorStatus, ProcessorTarget, ProcessorTerm, Revision,
-    ScheduleSnapshot, ScheduleState, SnapshotChangefeed, TableId, TableReport, Version,
+    ScheduleSnapshot, ScheduleState, SnapshotChangefeed, TableId, TableReport, Ts, Version,
 };
 use crate::{MetadataError, Result};
 
@@ -217,17 +217,16 @@ pub fn positions(view: &ChangefeedView) -> BTreeMap<TableId, ChangefeedProgress>
     positions
 }
 
-/// How far the whole changefeed has come: each number is the least of its tables', and the position is that of the table
-/// with the least checkpoint. `None` where there are no tables. Whether that position is a start for all tables is the
-/// source's to say.
-pub fn checkpoint(view: &ChangefeedView) -> Option<ChangefeedProgress> {
-    let least = |one: ChangefeedProgress, other: ChangefeedProgress| {
-        let resolved_ts = one.resolved_ts.min(other.resolved_ts);
-        let min_table_barrier_ts = one.min_table_barrier_ts.min(other.min_table_barrier_ts);
-        let behind = if other.checkpoint_ts < one.checkpoint_ts { other } else { one };
-        ChangefeedProgress { resolved_ts, min_table_barrier_ts, ..behind }
-    };
-    positions(view).into_values().reduce(least)
+/// How far the whole changefeed has come, given the [`positions`] of its tables: each number is the least of theirs. Which
+/// position of the source's own is a start for all of them is the source's to say. `None` where there are no tables.
+pub fn checkpoint(positions: &BTreeMap<TableId, ChangefeedProgress>) -> Option<ChangefeedProgress> {
+    let least = |of: fn(&ChangefeedProgress) -> Ts| positions.values().map(of).min();
+    Some(ChangefeedProgress {
+        checkpoint_ts: least(|table| table.checkpoint_ts)?,
+        resolved_ts: least(|table| table.resolved_ts)?,
+        min_table_barrier_ts: least(|table| table.min_table_barrier_ts)?,
+        position: None,
+    })
 }
 
 /// What the owner writes next.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use capture_runtime::task::{PreparedTask, Share, TaskContext, TaskError, TaskSpec};
+use capture_runtime::task::{PreparedTask, Share, TaskContext, TaskError, TaskSpec, position_of_least};
 use metadata_api::model::{
     ChangefeedInfo, ChangefeedProgress, OwnerTerm, SourcePosition, TableId, UpstreamInfo,
 };
@@ -73,8 +73,7 @@ pub trait SourceFactory: Send + Sync + 'static {
     /// The position for a changefeed whose shares are where these say: a start from which no share misses anything; `None` =
     /// by its checkpoint alone. Unless a source says otherwise, that of the share with the least checkpoint.
     fn common_position(&self, shares: &[&ChangefeedProgress]) -> Option<SourcePosition> {
-        let least = shares.iter().min_by_key(|share| share.checkpoint_ts);
-        least.and_then(|share| share.position.clone())
+        position_of_least(shares)
     }
 
     /// Opens the source at `launch.start`.

@@ -146,18 +146,18 @@ fn a_table_that_is_not_replicated_any_more_is_stopped_and_forgotten() {
 #[test]
 fn the_checkpoint_is_the_least_of_the_tables() {
     let mut view = view(2, vec![running(0, 0, 2)]);
-    assert_eq!(checkpoint(&view), Some(at(1)));
+    assert_eq!(checkpoint(&positions(&view)), Some(at(1)));
     let report = |ts| TableReport { since: Version(1), stopped: false, error: None, progress: at(ts) };
     view.processors[0].reports.insert(table(0), report(9));
-    assert_eq!(checkpoint(&view), Some(at(1)), "the other one is still where it was");
+    assert_eq!(checkpoint(&positions(&view)), Some(at(1)), "the other one is still where it was");
     view.processors[0].reports.insert(table(1), report(5));
-    assert_eq!(checkpoint(&view), Some(at(5)));
+    assert_eq!(checkpoint(&positions(&view)), Some(at(5)));
     // The last word of who was removed counts, and what its tables did before does not.
     view.processors[0].state = ScheduleState::Removed;
     view.processors.push(running(1, 0, 2));
-    assert_eq!(checkpoint(&view), Some(at(5)));
+    assert_eq!(checkpoint(&positions(&view)), Some(at(5)));
     view.tables.clear();
-    assert_eq!(checkpoint(&view), None);
+    assert_eq!(checkpoint(&positions(&view)), None);
 }
 
 #[test]

@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use capture_runtime::clock::Clock;
-use capture_runtime::task::{Share, TaskError, TaskSpec};
+use capture_runtime::task::{TaskError, TaskSpec};
 use metadata_api::model::{ChangefeedUuid, ReplicaConfig, SecretUri, Ts};
 use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::Errno;
@@ -57,13 +57,12 @@ pub(crate) struct FileFactory {
     marks: Marks,
 }
 
-/// What each author made durable, by who is: of a changefeed, only those of the last owner epoch here.
-type Marks = Arc<Mutex<HashMap<(ChangefeedUuid, Option<Share>), Mark>>>;
+/// What each author made durable: of a changefeed, only those of the last owner epoch here.
+type Marks = Arc<Mutex<HashMap<(ChangefeedUuid, Author), Mark>>>;
 
 /// What an author made durable so far.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Mark {
-    author: Author,
     /// The last change that is durable; those before it are, too.
     last: Ts,
     /// Where its files end.
@@ -129,16 +128,12 @@ impl SinkFactory for FileFactory {
     async fn open(&self, launch: &Launch) -> Result<Box<dyn Sink>, TaskError> {
         let settings = Settings::parse(&launch.info.sink_uri, &launch.info.config)?;
         let term = launch.term;
-        let key = (term.changefeed, launch.share.clone());
-        let mark = {
-            let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
-            marks.get(&key).cloned().filter(|mark| mark.author.epoch == term.epoch)
-        };
         let author = Author::of(term, launch.share.as_ref());
+        let key = (term.changefeed, author.clone());
+        let mark = self.marks.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
         let (last, end) = mark.map_or((Ts::ZERO, None), |mark| (mark.last, Some(mark.end)));
         Ok(Box::new(FileSink {
             key,
-            author: author.clone(),
             durable_before: last,
             last,
             encoder: Encoder::default(),
@@ -188,8 +183,7 @@ fn not_writable(place: &Path, error: Errno) -> String {
 }
 
 struct FileSink {
-    key: (ChangefeedUuid, Option<Share>),
-    author: Author,
+    key: (ChangefeedUuid, Author),
     /// Changes before it are durable since an earlier launch of this author.
     durable_before: Ts,
     /// The last change that was added.
@@ -233,14 +227,11 @@ impl Sink for FileSink {
         if let Some(end) = writer.durable_end() {
             let last = if answer.is_ok() { self.last } else { self.durable_before };
             let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
-            let of_former = |key: &(ChangefeedUuid, _), mark: &Mark| {
-                key.0 == self.key.0 && mark.author.epoch < self.author.epoch
-            };
-            marks.retain(|key, mark| !of_former(key, mark));
+            let (changefeed, author) = &self.key;
+            marks.retain(|(of, by), _| of != changefeed || by.epoch >= author.epoch);
             // After a failed flush, what an earlier one made durable still is.
-            let before = marks.get(&self.key).filter(|kept| kept.author == self.author);
-            let last = before.map_or(last, |kept| kept.last.max(last));
-            marks.insert(self.key.clone(), Mark { author: self.author.clone(), last, end });
+            let last = marks.get(&self.key).map_or(last, |kept| kept.last.max(last));
+            marks.insert(self.key.clone(), Mark { last, end });
         }
         self.writer = Some(writer);
         bytes.clear();

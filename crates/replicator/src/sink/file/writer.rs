@@ -4,9 +4,10 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
+use capture_runtime::task::TaskError;
+
 use crate::reader::{Author, segment_name, segments};
 use crate::sink::{FlushError, FlushGuard, GuardRefusal};
-use capture_runtime::task::TaskError;
 
 /// How much is written between two looks at the guard.
 const PIECE: usize = 1 << 20;

@@ -276,7 +276,7 @@ impl World {
     fn decide(&mut self) -> Result<(), TestCaseError> {
         let view = self.view();
         let known = positions(&view);
-        if let Some(checkpoint) = checkpoint(&view) {
+        if let Some(checkpoint) = checkpoint(&known) {
             for (table, progress) in &known {
                 prop_assert!(progress.checkpoint_ts >= checkpoint.checkpoint_ts);
                 prop_assert!(progress.checkpoint_ts.0 <= self.sink[table], "{} is not outside", table);
