@@ -1,7 +1,9 @@
 //! [`AdminStore`]: what an operator may ask of any capture.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
-use metadata_api::codec::{check_changefeed, check_uri, encode_config, encode_position, split_uri};
+use metadata_api::codec::{check_uri, encode_config, encode_position, split_uri};
 use metadata_api::decision::feed_state::{FeedEvent, check_updatable};
 use metadata_api::decision::schedule::check_not_carried;
 use metadata_api::model::{
@@ -14,15 +16,17 @@ use sqlx::{query, query_scalar};
 
 use crate::MysqlStore;
 use crate::capture::lock_capture;
+use crate::create::{Create, create};
 use crate::election::vacate;
+use crate::events::{Event, apply, apply_event};
 use crate::feeds::{
-    Feed, ScheduleWrite, apply_event, changefeed_text, is_carried, lock_feed, no_changefeed, write_schedules,
+    Feed, ScheduleWrite, changefeed_text, is_carried, lock_feed, no_changefeed, write_schedules,
 };
-use crate::fence::{fence_lock, fence_lock_reading};
+use crate::fence::fence_lock;
 use crate::query::{election_row, upstream_row};
 use crate::retry::{TxError, TxResult};
-use crate::rows::{INFO, InfoRow, decode_all};
-use crate::sql::{Answer, Batch, Sql};
+use crate::rows::{INFO, InfoRow};
+use crate::sql::{Batch, Sql};
 use crate::tx::Tx;
 
 /// Checks of an update what needs no database.
@@ -40,7 +44,11 @@ pub(crate) fn check_update(update: &ChangefeedUpdate) -> Result<()> {
 }
 
 /// Whether another changefeed that holds its name uses an upstream.
-async fn is_shared(tx: &mut Tx<'_>, upstream: UpstreamId, changefeed: ChangefeedUuid) -> TxResult<bool> {
+pub(crate) async fn is_shared(
+    tx: &mut Tx<'_>,
+    upstream: UpstreamId,
+    changefeed: ChangefeedUuid,
+) -> TxResult<bool> {
     let shared = query_scalar!(
         r#"SELECT EXISTS (SELECT 1 FROM changefeed_info WHERE upstream_id = ? AND removed_marker = 0 AND uuid <> ?)
             AS "shared!: bool""#,
@@ -52,7 +60,12 @@ async fn is_shared(tx: &mut Tx<'_>, upstream: UpstreamId, changefeed: Changefeed
     Ok(shared)
 }
 
-async fn write_upstream(tx: &mut Tx<'_>, id: UpstreamId, endpoints: &str, credentials: &str) -> TxResult<()> {
+pub(crate) async fn write_upstream(
+    tx: &mut Tx<'_>,
+    id: UpstreamId,
+    endpoints: &str,
+    credentials: &str,
+) -> TxResult<()> {
     query!(
         "UPDATE upstream SET endpoints = ?, credentials = ?, version = version + 1 WHERE id = ?",
         endpoints,
@@ -126,85 +139,6 @@ async fn update_upstream(tx: &mut Tx<'_>, info: &ChangefeedInfo, uri: &SecretUri
     write_upstream(tx, info.upstream, &endpoints, &credentials).await
 }
 
-/// Asks whom a create meets.
-fn read_rivals(new: &NewChangefeed) -> Sql {
-    let mut sql = Sql::new("SELECT ");
-    sql.push(INFO).push(" FROM changefeed_info i WHERE i.client_request_id = ").uuid(new.client_request_id);
-    sql.push(" UNION ALL SELECT ").push(INFO).push(" FROM changefeed_info i WHERE i.removed_marker = 0");
-    sql.push(" AND i.namespace = ").text(new.name.namespace.as_str());
-    sql.push(" AND i.id = ").text(new.name.id.as_str());
-    sql
-}
-
-/// The one that the same request made, or the one that holds the name.
-fn rival(answer: &Answer, new: &NewChangefeed) -> TxResult<Option<ChangefeedInfo>> {
-    let rivals: Vec<ChangefeedInfo> = decode_all(answer.rows::<InfoRow>()?)?;
-    let same_request = rivals.iter().position(|info| info.client_request_id == new.client_request_id);
-    Ok(rivals.into_iter().nth(same_request.unwrap_or(0)))
-}
-
-/// The upstream's key, and whether its row is still to be written.
-async fn choose_upstream(
-    tx: &mut Tx<'_>,
-    revision: Revision,
-    new: &NewChangefeed,
-    columns: &(String, String),
-) -> TxResult<(UpstreamId, bool)> {
-    // A fresh one; should somebody have named this very number, the insert fails and the next revision is another.
-    let Some(id) = new.upstream_id else { return Ok((UpstreamId(revision.0), true)) };
-    match upstream_row(tx, id).await? {
-        None => Ok((id, true)),
-        Some(row) if row.uri == new.upstream_uri => Ok((id, false)),
-        Some(_) if !is_shared(tx, id, ChangefeedUuid(0)).await? => {
-            write_upstream(tx, id, &columns.0, &columns.1).await?;
-            Ok((id, false))
-        }
-        Some(_) => Err(MetadataError::invalid(
-            "upstream_id",
-            format!("upstream {id} has another URI, and other changefeeds use it"),
-        )
-        .into()),
-    }
-}
-
-async fn create(tx: &mut Tx<'_>, authority: Authority, new: &NewChangefeed) -> TxResult<ChangefeedInfo> {
-    let (revision, [rivals]) = fence_lock_reading(tx, authority, [read_rivals(new)]).await?;
-    match rival(&rivals, new)? {
-        Some(info) if info.client_request_id == new.client_request_id => {
-            tx.discard();
-            return Ok(info);
-        }
-        Some(_) => return Err(MetadataError::already_exists(format!("changefeed {}", new.name)).into()),
-        None => {}
-    }
-    let columns = split_uri("upstream_uri", &new.upstream_uri)?;
-    let (upstream, upstream_is_new) = choose_upstream(tx, revision, new, &columns).await?;
-    let uuid = revision.0;
-    // All of it in one round trip, under the fence.
-    let mut sql = Sql::new("");
-    if upstream_is_new {
-        sql.push("INSERT INTO upstream (id, endpoints, credentials) VALUES (").number(upstream.0);
-        sql.push(", ").text(&columns.0).push(", ").text(&columns.1).push("); ");
-    }
-    sql.push("INSERT INTO schedule (changefeed_uuid, owner_state, task_position, revision) VALUES (")
-        .number(uuid);
-    sql.push(", 'removed', ").text(&encode_position("task_position", &new.task_position)?);
-    sql.push(", ").number(revision.0).push("); ");
-    sql.push(
-        "INSERT INTO changefeed_info (uuid, namespace, id, upstream_id, sink_uri, start_ts, target_ts, config, \
-         creator_version, client_request_id) VALUES (",
-    );
-    sql.number(uuid).push(", ").text(new.name.namespace.as_str()).push(", ").text(new.name.id.as_str());
-    sql.push(", ").number(upstream.0).push(", ").text(new.sink_uri.expose());
-    sql.push(", ").number(new.start_ts.0).push(", ").number(new.target_ts.0);
-    sql.push(", ").text(&encode_config(&new.config)?).push(", ").text(&new.creator_version);
-    sql.push(", ").uuid(new.client_request_id).push("); ");
-    sql.push("INSERT INTO changefeed_state (changefeed_uuid, state) VALUES (").number(uuid).push(", ''); ");
-    sql.push("SELECT ").push(INFO).push(" FROM changefeed_info i WHERE i.uuid = ").number(uuid);
-    let row = sql.fetch::<InfoRow>(tx).await?.pop().ok_or(TxError::Moved("a changefeed"))?;
-    Ok(row.try_into()?)
-}
-
 /// Resumes with an operator's explicit new task position.
 async fn overwrite(
     tx: &mut Tx<'_>,
@@ -230,17 +164,27 @@ async fn overwrite(
     let mut batch = Batch::default();
     write_schedules(&mut batch, revision, &[write]);
     batch.send(tx).await?;
-    apply_event(tx, revision, feed, FeedEvent::Resume, None).await
+    apply_event(tx, revision, feed, FeedEvent::Resume).await
 }
 
 #[async_trait]
 impl AdminStore for MysqlStore {
     #[tracing::instrument(name = "admin.create", skip_all, fields(changefeed = %new.name))]
     async fn changefeed_create(&self, authority: Authority, new: &NewChangefeed) -> Result<ChangefeedInfo> {
-        check_changefeed(new)?;
-        encode_config(&new.config)?;
-        encode_position("task_position", &new.task_position)?;
-        self.runner.tx("admin.create", |tx| Box::pin(async move { create(tx, authority, new).await })).await
+        let new = Create::new(new)?;
+        if authority == Authority::Operator && !new.names_an_upstream() {
+            let group = &self.groups.create;
+            return group
+                .commit(&self.runner, new, |tx, all| Box::pin(create(tx, Authority::Operator, all)))
+                .await;
+        }
+        // Alone: another's row may have to be read, and written, in between.
+        let new = &[Arc::new(new)];
+        let mut answers = self
+            .runner
+            .tx("admin.create", |tx| Box::pin(async move { create(tx, authority, new).await }))
+            .await?;
+        answers.pop().unwrap_or_else(|| Err(MetadataError::conflict("nothing was created")))
     }
 
     #[tracing::instrument(name = "admin.update", skip_all, fields(%changefeed))]
@@ -270,14 +214,7 @@ impl AdminStore for MysqlStore {
 
     #[tracing::instrument(name = "admin.pause", skip_all, fields(%changefeed))]
     async fn changefeed_pause(&self, changefeed: ChangefeedUuid) -> Result<ChangefeedStatus> {
-        self.runner
-            .tx("admin.pause", |tx| {
-                Box::pin(async move {
-                    let (revision, feed) = lock_feed(tx, Authority::Operator, changefeed).await?;
-                    apply_event(tx, revision, &feed, FeedEvent::Pause, None).await
-                })
-            })
-            .await
+        self.groups.pause.commit(&self.runner, Event::of(changefeed, FeedEvent::Pause), apply).await
     }
 
     #[tracing::instrument(name = "admin.resume", skip_all, fields(%changefeed))]
@@ -286,17 +223,17 @@ impl AdminStore for MysqlStore {
         changefeed: ChangefeedUuid,
         overwrite: Option<&ChangefeedProgress>,
     ) -> Result<ChangefeedStatus> {
-        let position =
-            overwrite.map(|position| encode_position("overwrite_checkpoint_ts", position)).transpose()?;
-        let position = position.as_deref();
+        let Some(position) = overwrite else {
+            let event = Event::of(changefeed, FeedEvent::Resume);
+            return self.groups.resume.commit(&self.runner, event, apply).await;
+        };
+        let position = encode_position("overwrite_checkpoint_ts", position)?;
+        let position = position.as_str();
         self.runner
             .tx("admin.resume", |tx| {
                 Box::pin(async move {
                     let (revision, feed) = lock_feed(tx, Authority::Operator, changefeed).await?;
-                    match position {
-                        None => apply_event(tx, revision, &feed, FeedEvent::Resume, None).await,
-                        Some(position) => self::overwrite(tx, revision, &feed, position).await,
-                    }
+                    self::overwrite(tx, revision, &feed, position).await
                 })
             })
             .await
@@ -308,11 +245,15 @@ impl AdminStore for MysqlStore {
         authority: Authority,
         changefeed: ChangefeedUuid,
     ) -> Result<ChangefeedStatus> {
+        if authority == Authority::Operator {
+            let event = Event::of(changefeed, FeedEvent::Remove);
+            return self.groups.remove.commit(&self.runner, event, apply).await;
+        }
         self.runner
             .tx("admin.remove", |tx| {
                 Box::pin(async move {
                     let (revision, feed) = lock_feed(tx, authority, changefeed).await?;
-                    apply_event(tx, revision, &feed, FeedEvent::Remove, None).await
+                    apply_event(tx, revision, &feed, FeedEvent::Remove).await
                 })
             })
             .await

@@ -273,7 +273,7 @@ impl CaptureStore for MysqlStore {
     ) -> Result<Vec<OwnerLaunch>> {
         check_batch("changefeeds", changefeeds.iter().copied())?;
         self.runner
-            .read("owner.launches", |tx| {
+            .snapshot("owner.launches", |tx| {
                 Box::pin(async move {
                     let filter = |sql: &mut Sql| {
                         sql.push(" WHERE s.owner_state = 'launched' AND s.owner = ").uuid(term.capture.0);

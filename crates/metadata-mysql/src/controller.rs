@@ -1,18 +1,19 @@
 //! [`ControllerStore`]: what only the controller does. Each write begins with the fence, by its epoch.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use metadata_api::codec::{Cell, check_batch, encode_position};
 use metadata_api::decision::schedule::{ScheduledChangefeed, check_schedule_state};
 use metadata_api::model::{
     CaptureBeat, CaptureId, CaptureState, ChangefeedProgress, ChangefeedSchedule, ChangefeedUuid,
-    ControllerTerm, OwnerEpoch, Placement, ProcessorSchedule, ProcessorTarget, Revision, ScheduleSnapshot,
-    ScheduleState, ScheduleTarget, SnapshotChangefeed, Version,
+    ControllerTerm, FeedState, OwnerEpoch, Placement, ProcessorSchedule, ProcessorTarget, Revision,
+    ScheduleSnapshot, ScheduleState, ScheduleTarget, SnapshotChangefeed, Version,
 };
 use metadata_api::store::{Authority, ControllerStore, MAX_BATCH};
 use metadata_api::{MetadataError, Result};
-use sqlx::{FromRow, query, query_as, query_scalar};
+use sqlx::{FromRow, Row as _, query, query_as, query_scalar};
 
 use crate::MysqlStore;
 use crate::capture::{delete_capture, is_named, lock_capture, seal_progress};
@@ -20,56 +21,84 @@ use crate::feeds::{
     Feed, ScheduleWrite, changefeed_text, feeds, free_names, no_changefeed, read_feeds, write_schedules,
 };
 use crate::fence::{fence_lock_as, fence_lock_reading};
+use crate::group::{Call, Key, apart};
 use crate::processor::{self, set_processors};
 use crate::retry::{TxError, TxResult};
 use crate::rows::{BeatRow, CAPTURE, CaptureRow, SCHEDULE, ScheduleRow, decode_all, progress_value};
 use crate::sql::{Answer, Batch, Sql};
 use crate::tx::Tx;
 
-/// What the planner sees of a changefeed.
+/// What the planner wants to know of `changefeed_info`.
 #[derive(FromRow)]
-struct SnapshotRow {
-    #[sqlx(flatten)]
-    schedule: ScheduleRow,
-    feed_state: String,
+struct PlannedRow {
+    uuid: u64,
     removed: bool,
-    live_processors: i64,
     placement: Option<String>,
 }
 
-impl TryFrom<SnapshotRow> for SnapshotChangefeed {
-    type Error = MetadataError;
-
-    fn try_from(row: SnapshotRow) -> Result<Self> {
-        let cell = Cell::new("changefeed_state", &row.schedule.changefeed_uuid, "state");
-        Ok(Self {
-            state: cell.parse(&row.feed_state)?,
-            removed: row.removed,
-            live_processors: u32::try_from(row.live_processors).unwrap_or(u32::MAX),
-            placement: Placement::from_text(row.placement.as_deref()),
-            schedule: row.schedule.try_into()?,
-        })
-    }
-}
-
+/// What the planner sees. Each table is read by itself, in the order of its key, and put together here: a join of three tables takes
+/// the server three times as long.
 async fn snapshot(tx: &mut Tx<'_>) -> TxResult<ScheduleSnapshot> {
-    let revision = query_scalar!("SELECT revision FROM fence WHERE id = 1").fetch_one(&mut **tx).await?;
-    let mut sql = Sql::new(CAPTURE);
-    sql.push(" ORDER BY id");
-    let captures = decode_all(sql.fetch::<CaptureRow>(tx).await?)?;
-    let mut sql = Sql::new("SELECT ");
-    sql.push(SCHEDULE).push(
-        ", t.state AS feed_state, i.removed_at IS NOT NULL AS removed, COALESCE(p.live, 0) AS live_processors, \
-         CASE WHEN i.config NOT LIKE '%\"placement\"%' THEN NULL \
+    let mut captures = Sql::new(CAPTURE);
+    captures.push(" ORDER BY id");
+    let infos = Sql::new(
+        "SELECT i.uuid, i.removed_at IS NOT NULL AS removed, CASE WHEN i.config NOT LIKE '%\"placement\"%' THEN NULL \
          WHEN JSON_VALID(i.config) THEN CAST(JSON_EXTRACT(i.config, '$.placement') AS CHAR) \
-         ELSE 'damaged' END AS placement \
-         FROM schedule s JOIN changefeed_info i ON i.uuid = s.changefeed_uuid \
-         JOIN changefeed_state t ON t.changefeed_uuid = s.changefeed_uuid \
-         LEFT JOIN (SELECT changefeed_uuid, COUNT(*) AS live FROM processor WHERE state <> 'removed' \
-         GROUP BY changefeed_uuid) p ON p.changefeed_uuid = s.changefeed_uuid ORDER BY s.changefeed_uuid",
+         ELSE 'damaged' END AS placement FROM changefeed_info i",
     );
-    let changefeeds = decode_all(sql.fetch::<SnapshotRow>(tx).await?)?;
-    Ok(ScheduleSnapshot { revision: Revision(revision), captures, changefeeds })
+    let processors = Sql::new(
+        "SELECT changefeed_uuid, COUNT(*) AS live FROM processor WHERE state <> 'removed' GROUP BY changefeed_uuid",
+    );
+    let mut schedules = Sql::new("SELECT ");
+    schedules.push(SCHEDULE).push(" FROM schedule s ORDER BY s.changefeed_uuid");
+    let reads = [
+        Sql::new("SELECT revision FROM fence WHERE id = 1"),
+        captures,
+        infos,
+        processors,
+        Sql::new("SELECT changefeed_uuid, state FROM changefeed_state"),
+        schedules,
+    ];
+    let mut revision = None;
+    let mut snapshot = ScheduleSnapshot::default();
+    let mut planned: HashMap<u64, PlannedRow> = HashMap::new();
+    let mut live: HashMap<u64, i64> = HashMap::new();
+    let mut states: HashMap<u64, FeedState> = HashMap::new();
+    Sql::read_moment(tx, &reads, |statement, row| {
+        match statement {
+            0 => revision = Some(Revision(row.try_get(0)?)),
+            1 => snapshot.captures.push(CaptureRow::from_row(row)?.try_into()?),
+            2 => {
+                let row = PlannedRow::from_row(row)?;
+                planned.insert(row.uuid, row);
+            }
+            3 => drop(live.insert(row.try_get(0)?, row.try_get(1)?)),
+            4 => {
+                let (changefeed, state): (u64, String) = FromRow::from_row(row)?;
+                let state = Cell::new("changefeed_state", &changefeed, "state").parse(&state)?;
+                states.insert(changefeed, state);
+            }
+            _ => {
+                let schedule = ChangefeedSchedule::try_from(ScheduleRow::from_row(row)?)?;
+                let key = schedule.changefeed.0;
+                if let (Some(row), Some(state)) = (planned.remove(&key), states.remove(&key)) {
+                    snapshot.changefeeds.push(SnapshotChangefeed {
+                        state,
+                        removed: row.removed,
+                        live_processors: live
+                            .remove(&key)
+                            .map_or(0, |live| u32::try_from(live).unwrap_or(u32::MAX)),
+                        placement: Placement::from_text(row.placement.as_deref()),
+                        schedule,
+                    });
+                }
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    snapshot.revision = revision.ok_or(sqlx::Error::RowNotFound)?;
+    Ok(snapshot)
 }
 
 /// Asks which of `captures` are alive. Under the fence they stay so.
@@ -147,6 +176,24 @@ fn decide(
     }
 }
 
+/// What the controller sets in one call.
+pub(crate) struct Targets {
+    term: ControllerTerm,
+    targets: Vec<ScheduleTarget>,
+}
+
+impl Call for Targets {
+    type Answer = Vec<Result<ChangefeedSchedule>>;
+
+    fn keys(&self) -> Vec<Key> {
+        self.targets.iter().map(|target| Key::Changefeed(target.changefeed.0)).collect()
+    }
+
+    fn may_join(&self, first: &Self) -> bool {
+        self.term == first.term
+    }
+}
+
 async fn set_owners(
     tx: &mut Tx<'_>,
     term: ControllerTerm,
@@ -177,6 +224,17 @@ async fn set_owners(
     write_schedules(&mut batch, revision, &writes);
     batch.send(tx).await?;
     Ok(answers)
+}
+
+/// The same for calls of one term.
+async fn set_all_owners(
+    tx: &mut Tx<'_>,
+    calls: &[Arc<Targets>],
+) -> TxResult<Vec<Result<Vec<Result<ChangefeedSchedule>>>>> {
+    let Some(first) = calls.first() else { return Ok(Vec::new()) };
+    let all: Vec<ScheduleTarget> = calls.iter().flat_map(|call| call.targets.iter().copied()).collect();
+    let answers = set_owners(tx, first.term, &all).await?;
+    Ok(apart(answers, calls.iter().map(|call| call.targets.len())))
 }
 
 /// What cleanup reads of a changefeed that nothing holds any more.
@@ -388,9 +446,9 @@ impl ControllerStore for MysqlStore {
         targets: &[ScheduleTarget],
     ) -> Result<Vec<Result<ChangefeedSchedule>>> {
         check_batch("targets", targets.iter().map(|target| target.changefeed))?;
-        self.runner
-            .tx("controller.owner_set", |tx| Box::pin(async move { set_owners(tx, term, targets).await }))
-            .await
+        let targets = Targets { term, targets: targets.to_vec() };
+        let group = &self.groups.owner_set;
+        group.commit(&self.runner, targets, |tx, calls| Box::pin(set_all_owners(tx, calls))).await
     }
 
     #[tracing::instrument(name = "controller.processor_set", skip_all, fields(%term, %changefeed))]

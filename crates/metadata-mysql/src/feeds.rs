@@ -7,11 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use metadata_api::codec::{encode_error, next_status};
-use metadata_api::decision::feed_state::{FeedEvent, feed_transition};
+use metadata_api::codec::encode_error;
 use metadata_api::model::{
     CaptureId, ChangefeedSchedule, ChangefeedStatus, ChangefeedUuid, FeedState, OwnerEpoch, OwnerTerm,
-    Revision, RunningError, ScheduleState, Version,
+    Revision, ScheduleState, Version,
 };
 use metadata_api::store::Authority;
 use metadata_api::{MetadataError, Result};
@@ -257,54 +256,4 @@ pub(crate) fn free_names(batch: &mut Batch, which: impl IntoIterator<Item = Chan
          AND p.state <> 'removed')",
     );
     batch.add(sql);
-}
-
-/// Applies an event to a changefeed that was read under the fence; what ends a run turns `Launched` into `Removing`. The
-/// transaction is discarded when nothing changes.
-pub(crate) async fn apply_event(
-    tx: &mut Tx<'_>,
-    revision: Revision,
-    feed: &Feed,
-    event: FeedEvent,
-    error: Option<&RunningError>,
-) -> TxResult<ChangefeedStatus> {
-    let changefeed = feed.schedule.changefeed;
-    let next = feed_transition(&changefeed_text(changefeed), feed.status.state, event)?;
-    if event == FeedEvent::Resume && feed.status.state.is_runnable() {
-        tx.discard();
-        return Ok(feed.status.clone());
-    }
-    let ends_the_run = !next.is_runnable();
-    let stop = ends_the_run && feed.schedule.state == ScheduleState::Launched;
-    let remove = next == FeedState::Removed && !feed.removed;
-    let mut status = next_status(&feed.status, event, next, error);
-    let report = status != feed.status;
-    let mut batch = Batch::default();
-    if stop {
-        write_schedules(&mut batch, revision, &[ScheduleWrite::removing(&feed.schedule)]);
-    }
-    if remove {
-        // A name is held until nobody runs what it named, or a part of it.
-        let mut sql = Sql::new(
-            "UPDATE changefeed_info SET removed_at = NOW(6), version = version + 1, removed_marker = ",
-        );
-        if feed.schedule.state == ScheduleState::Removed {
-            sql.push("CASE WHEN EXISTS (SELECT 1 FROM processor p WHERE p.changefeed_uuid = ")
-                .number(changefeed.0)
-                .push(" AND p.state <> 'removed') THEN 0 ELSE uuid END");
-        } else {
-            sql.push("0");
-        }
-        sql.push(" WHERE uuid = ").number(changefeed.0);
-        batch.add(sql);
-    }
-    if report {
-        write_statuses(&mut batch, std::slice::from_ref(&status))?;
-        status.version = Version(status.version.0 + 1);
-    }
-    if !(stop || remove || report) {
-        tx.discard();
-    }
-    batch.send(tx).await?;
-    Ok(status)
 }

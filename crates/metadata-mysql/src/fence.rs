@@ -29,10 +29,19 @@ pub(crate) async fn fence_lock_reading<const N: usize>(
     authority: Authority,
     reads: [Sql; N],
 ) -> TxResult<(Revision, [Answer; N])> {
-    let mut sql = Sql::new(
-        "UPDATE fence SET version = version + 1, revision = LAST_INSERT_ID(GREATEST(revision + 1, \
-         CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS UNSIGNED))) WHERE id = 1",
-    );
+    fence_lock_taking(tx, authority, 1, reads).await
+}
+
+/// The same, with `count` revisions, of which nobody else has any: the one that is given, and those before it.
+pub(crate) async fn fence_lock_taking<const N: usize>(
+    tx: &mut Tx<'_>,
+    authority: Authority,
+    count: u64,
+    reads: [Sql; N],
+) -> TxResult<(Revision, [Answer; N])> {
+    let mut sql =
+        Sql::new("UPDATE fence SET version = version + 1, revision = LAST_INSERT_ID(GREATEST(revision + ");
+    sql.number(count).push(", CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS UNSIGNED))) WHERE id = 1");
     if let Authority::Controller(term) = authority {
         // Epoch 0 means that nobody may write.
         if term.epoch == ControllerEpoch(0) {

@@ -7,7 +7,8 @@
 //! | `options`, `connect`, `dialect`, `pool` | where the server is, what it is, the session set-up, few lazy connections |
 //! | `migrate`, `privileges` | the schema of the top-level `migrations/`; what the user may do to it |
 //! | `retry`, `tx` | what an error means; named transactions that run again |
-//! | `fence`, `feeds`, `rows`, `sql` | the fence row; changefeeds read and written in batches; decoding; lists |
+//! | `fence`, `group` | the fence row; calls that share a transaction under it |
+//! | `feeds`, `events`, `create`, `rows`, `sql` | changefeeds read and written in batches; decoding; lists |
 //! | `query`, `election`, `capture`, `channel`, `controller`, `processor`, `owner`, `admin` | the traits |
 //!
 //! How to add another store: write the same rooms, and run the `metadata-conformance` suite on it.
@@ -22,10 +23,13 @@ mod capture;
 mod channel;
 mod connect;
 mod controller;
+mod create;
 mod dialect;
 mod election;
+mod events;
 mod feeds;
 mod fence;
+mod group;
 mod migrate;
 mod options;
 mod owner;
@@ -51,6 +55,7 @@ pub use privileges::PRIVILEGES;
 
 use connect::Connector;
 use dialect::Purpose;
+use group::Group;
 use pool::Pool;
 use retry::into_opening_error;
 use tx::{Runner, bounded};
@@ -59,6 +64,34 @@ use tx::{Runner, bounded};
 #[derive(Clone)]
 pub struct MysqlStore {
     runner: Runner,
+    groups: Arc<Groups>,
+}
+
+/// The calls that are committed together, by kind.
+struct Groups {
+    create: Group<create::Create>,
+    pause: Group<events::Event>,
+    resume: Group<events::Event>,
+    remove: Group<events::Event>,
+    transition: Group<events::Event>,
+    report: Group<owner::Report>,
+    release: Group<owner::Releases>,
+    owner_set: Group<controller::Targets>,
+}
+
+impl Default for Groups {
+    fn default() -> Self {
+        Self {
+            create: Group::new("admin.create"),
+            pause: Group::new("admin.pause"),
+            resume: Group::new("admin.resume"),
+            remove: Group::new("admin.remove"),
+            transition: Group::new("owner.transition"),
+            report: Group::new("owner.report"),
+            release: Group::new("owner.release"),
+            owner_set: Group::new("controller.owner_set"),
+        }
+    }
 }
 
 impl MysqlStore {
@@ -92,7 +125,7 @@ impl MysqlStore {
             .await
         };
         checked.await.map_err(|error| into_opening_error("open", error))?;
-        Ok(Self { runner: Runner::new(Pool::new(connector), faults) })
+        Ok(Self { runner: Runner::new(Pool::new(connector), faults), groups: Arc::default() })
     }
 
     /// What the store is connected to.
@@ -103,6 +136,8 @@ impl MysqlStore {
 
 impl fmt::Debug for MysqlStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MysqlStore").field("connector", self.runner.pool().connector()).finish()
+        f.debug_struct("MysqlStore")
+            .field("connector", self.runner.pool().connector())
+            .finish_non_exhaustive()
     }
 }

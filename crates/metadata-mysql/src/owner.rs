@@ -1,6 +1,7 @@
 //! [`OwnerStore`]: what only a changefeed's owner or processor does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use metadata_api::codec::{check_assignments, check_batch, encode_error, encode_position, next_status};
@@ -16,11 +17,13 @@ use sqlx::{query, query_as};
 
 use crate::MysqlStore;
 use crate::admin::{check_update, update_info};
+use crate::events::{Event, apply};
 use crate::feeds::{
-    Feed, ScheduleWrite, apply_event, changefeed_text, check_owner, feeds, free_names, lock_feed,
-    no_changefeed, read_feeds, write_schedules, write_statuses,
+    Feed, ScheduleWrite, changefeed_text, check_owner, feeds, free_names, lock_feed, no_changefeed,
+    read_feeds, write_schedules, write_statuses,
 };
 use crate::fence::{fence_lock, fence_lock_reading};
+use crate::group::{Call, Key, apart};
 use crate::processor::assign;
 use crate::query::Reported;
 use crate::retry::{TxError, TxResult};
@@ -40,34 +43,79 @@ async fn lock_owned(tx: &mut Tx<'_>, term: OwnerTerm) -> TxResult<(Revision, Fee
     Ok((revision, feed))
 }
 
-/// How a running changefeed is doing: the schedule row is locked with the term, and the fence is left alone.
-async fn report(
-    tx: &mut Tx<'_>,
+/// How a running changefeed is doing, by its owner.
+pub(crate) struct Report {
     term: OwnerTerm,
     event: FeedEvent,
-    error: Option<&RunningError>,
-) -> TxResult<ChangefeedStatus> {
-    let mut lock = Sql::new("SELECT changefeed_uuid FROM schedule WHERE changefeed_uuid = ");
-    lock.number(term.changefeed.0).push(" AND owner = ").uuid(term.capture.0);
-    lock.push(" AND owner_epoch = ").number(term.epoch.0);
-    lock.push(" AND owner_state IN ('launched', 'removing') FOR UPDATE");
-    let mut read = Sql::new("SELECT t.changefeed_uuid, ");
-    read.push(STATE).push(" FROM changefeed_state t WHERE t.changefeed_uuid = ").number(term.changefeed.0);
-    lock.then(read.push(" FOR UPDATE"));
-    let answers = tx.open(&lock, 2).await?;
-    let [locked, row] = answers.as_slice() else { return Err(sqlx::Error::RowNotFound.into()) };
-    if locked.rows::<(u64,)>()?.is_empty() {
-        return Err(MetadataError::fenced(term.to_string()).into());
+    error: Option<RunningError>,
+}
+
+impl Call for Report {
+    type Answer = ChangefeedStatus;
+
+    fn keys(&self) -> Vec<Key> {
+        vec![Key::Changefeed(self.term.changefeed.0)]
     }
-    let row = row.rows::<StateRow>()?.pop();
-    let current = ChangefeedStatus::try_from(row.ok_or_else(|| no_changefeed(term.changefeed))?)?;
-    let next = feed_transition(&changefeed_text(term.changefeed), current.state, event)?;
-    let mut status = next_status(&current, event, next, error);
+
+    fn text(&self) -> usize {
+        self.error.as_ref().map_or(0, |error| error.message.len())
+    }
+}
+
+/// The schedule rows are locked with their owners, and the fence is left alone.
+async fn report(tx: &mut Tx<'_>, reports: &[Arc<Report>]) -> TxResult<Vec<Result<ChangefeedStatus>>> {
+    let changefeeds: BTreeSet<u64> = reports.iter().map(|report| report.term.changefeed.0).collect();
+    let mut lock = Sql::new(
+        "SELECT changefeed_uuid, owner, owner_epoch FROM schedule WHERE owner_state IN ('launched', 'removing') \
+         AND changefeed_uuid IN (",
+    );
+    lock.numbers(changefeeds.iter().copied()).push(") ORDER BY changefeed_uuid FOR UPDATE");
+    let mut read = Sql::new("SELECT t.changefeed_uuid, ");
+    read.push(STATE).push(" FROM changefeed_state t WHERE t.changefeed_uuid IN (").numbers(changefeeds);
+    lock.then(read.push(") ORDER BY t.changefeed_uuid FOR UPDATE"));
+    let answers = tx.open(&lock, 2).await?;
+    let [locked, states] = answers.as_slice() else { return Err(sqlx::Error::RowNotFound.into()) };
+    let mut owners: BTreeMap<u64, (Option<String>, u64)> = BTreeMap::new();
+    for (changefeed, owner, epoch) in locked.rows()? {
+        owners.insert(changefeed, (owner, epoch));
+    }
+    let states = states.rows::<StateRow>()?.into_iter();
+    let mut states: BTreeMap<u64, StateRow> = states.map(|row| (row.changefeed_uuid, row)).collect();
+    let mut writes = Vec::with_capacity(reports.len());
+    let answers: Vec<Result<ChangefeedStatus>> = reports
+        .iter()
+        .map(|report| {
+            let (term, changefeed) = (report.term, report.term.changefeed);
+            if owners.get(&changefeed.0) != Some(&(Some(term.capture.to_string()), term.epoch.0)) {
+                return Err(MetadataError::fenced(term.to_string()));
+            }
+            let row = states.remove(&changefeed.0).ok_or_else(|| no_changefeed(changefeed))?;
+            let current = ChangefeedStatus::try_from(row)?;
+            let next = feed_transition(&changefeed_text(changefeed), current.state, report.event)?;
+            let status = next_status(&current, report.event, next, report.error.as_ref());
+            writes.push(status.clone());
+            Ok(ChangefeedStatus { version: Version(status.version.0 + 1), ..status })
+        })
+        .collect();
+    if writes.is_empty() {
+        tx.discard();
+        return Ok(answers);
+    }
     let mut batch = Batch::default();
-    write_statuses(&mut batch, std::slice::from_ref(&status))?;
+    write_statuses(&mut batch, &writes)?;
     batch.send(tx).await?;
-    status.version = Version(status.version.0 + 1);
-    Ok(status)
+    Ok(answers)
+}
+
+/// Releases that are applied or refused each on its own.
+pub(crate) struct Releases(Vec<OwnerRelease>);
+
+impl Call for Releases {
+    type Answer = Vec<Result<()>>;
+
+    fn keys(&self) -> Vec<Key> {
+        self.0.iter().map(|release| Key::Changefeed(release.term.changefeed.0)).collect()
+    }
 }
 
 /// Asks what the captures of `releases` reported.
@@ -81,8 +129,8 @@ fn read_reported(releases: &[OwnerRelease]) -> Sql {
 /// What [`read_reported`] found.
 fn reported(answer: &Answer) -> TxResult<Reported> {
     let mut reported = Reported::default();
-    for (capture, value) in answer.rows::<(String, String)>()? {
-        reported.add(Some(&capture), Some(&value))?;
+    for row in answer.rows()? {
+        reported.add(row)?;
     }
     Ok(reported)
 }
@@ -159,6 +207,12 @@ async fn release(tx: &mut Tx<'_>, releases: &[OwnerRelease]) -> TxResult<Vec<Res
     Ok(answers)
 }
 
+async fn release_all(tx: &mut Tx<'_>, calls: &[Arc<Releases>]) -> TxResult<Vec<Result<Vec<Result<()>>>>> {
+    let all: Vec<OwnerRelease> = calls.iter().flat_map(|call| call.0.iter().cloned()).collect();
+    let answers = release(tx, &all).await?;
+    Ok(apart(answers, calls.iter().map(|call| call.0.len())))
+}
+
 #[async_trait]
 impl OwnerStore for MysqlStore {
     #[tracing::instrument(name = "owner.transition", skip_all, fields(%term, ?event))]
@@ -169,21 +223,12 @@ impl OwnerStore for MysqlStore {
         error: Option<RunningError>,
     ) -> Result<ChangefeedStatus> {
         encode_error("error", error.as_ref())?;
-        let error = error.as_ref();
-        if let FeedEvent::Report(FeedState::Normal | FeedState::Warning | FeedState::Pending) = event {
-            return self
-                .runner
-                .tx("owner.report", |tx| Box::pin(async move { report(tx, term, event, error).await }))
-                .await;
+        if !matches!(event, FeedEvent::Report(FeedState::Normal | FeedState::Warning | FeedState::Pending)) {
+            let event = Event { changefeed: term.changefeed, term: Some(term), kind: event, error };
+            return self.groups.transition.commit(&self.runner, event, apply).await;
         }
-        self.runner
-            .tx("owner.transition", |tx| {
-                Box::pin(async move {
-                    let (revision, feed) = lock_owned(tx, term).await?;
-                    apply_event(tx, revision, &feed, event, error).await
-                })
-            })
-            .await
+        let (group, call) = (&self.groups.report, Report { term, event, error });
+        group.commit(&self.runner, call, |tx, reports| Box::pin(report(tx, reports))).await
     }
 
     #[tracing::instrument(name = "owner.update", skip_all, fields(%term))]
@@ -218,7 +263,8 @@ impl OwnerStore for MysqlStore {
         if releases.is_empty() {
             return Ok(Vec::new());
         }
-        self.runner.tx("owner.release", |tx| Box::pin(async move { release(tx, releases).await })).await
+        let (group, call) = (&self.groups.release, Releases(releases.to_vec()));
+        group.commit(&self.runner, call, |tx, calls| Box::pin(release_all(tx, calls))).await
     }
 
     #[tracing::instrument(name = "processor.assign", skip_all, fields(%term, assignments = assignments.len()))]

@@ -1,4 +1,4 @@
-//! [`QueryStore`]: plain reads, one statement each.
+//! [`QueryStore`]: plain reads, of one moment each.
 
 use std::collections::BTreeMap;
 
@@ -33,15 +33,6 @@ pub(crate) async fn election_row(tx: &mut Tx<'_>) -> TxResult<ElectionRecord> {
     Ok(row.try_into()?)
 }
 
-/// A changefeed's schedule with what its owner reported. Each owner's progress comes with one of its rows only: it is
-/// one value for a thousand changefeeds.
-#[derive(FromRow)]
-struct ProgressRow {
-    #[sqlx(flatten)]
-    schedule: ScheduleRow,
-    progress: Option<String>,
-}
-
 /// All of a changefeed, with what its owner reported.
 #[derive(FromRow)]
 struct OverviewRow {
@@ -53,20 +44,23 @@ struct OverviewRow {
     status: StateRow,
     #[sqlx(flatten)]
     schedule: ScheduleRow,
-    progress: Option<String>,
 }
 
-/// Joins the owner's progress to one row of each owner, of the schedules that `filter` leaves.
-fn join_progress(sql: &mut Sql, filter: impl FnOnce(&mut Sql)) {
-    sql.push(
-        " LEFT JOIN (SELECT MIN(s.changefeed_uuid) AS first_uuid, s.owner FROM schedule s \
-         JOIN changefeed_info i ON i.uuid = s.changefeed_uuid",
-    );
-    filter(sql);
-    sql.push(
-        " GROUP BY s.owner) o ON o.first_uuid = s.changefeed_uuid \
-         LEFT JOIN progress p ON p.capture_id = o.owner",
-    );
+/// Asks what the owners reported of the schedules that `filter` leaves; it is a WHERE over `s` and `i`. An owner's progress is one
+/// value for a thousand changefeeds, so it is asked for once, and not with each of them.
+fn read_reported(filter: impl FnOnce(&mut Sql)) -> Sql {
+    let mut owners = Sql::new("");
+    filter(&mut owners);
+    let mut sql = Sql::new("SELECT p.capture_id, p.value FROM ");
+    if !owners.is_empty() {
+        sql.push(
+            "(SELECT DISTINCT s.owner FROM schedule s JOIN changefeed_info i ON i.uuid = s.changefeed_uuid",
+        );
+        sql.append(&owners).push(") o JOIN progress p ON p.capture_id = o.owner");
+        return sql;
+    }
+    sql.push("progress p");
+    sql
 }
 
 /// What the captures reported, collected over the rows of one answer.
@@ -74,11 +68,10 @@ fn join_progress(sql: &mut Sql, filter: impl FnOnce(&mut Sql)) {
 pub(crate) struct Reported(BTreeMap<CaptureId, CaptureProgress>);
 
 impl Reported {
-    pub(crate) fn add(&mut self, owner: Option<&str>, value: Option<&str>) -> Result<()> {
-        if let (Some(owner), Some(value)) = (owner, value) {
-            let owner: CaptureId = Cell::new("schedule", &owner, "owner").parse(owner)?;
-            self.0.insert(owner, progress_value(owner, value)?);
-        }
+    /// Adds a row: who reported, and what.
+    pub(crate) fn add(&mut self, (owner, value): (String, String)) -> Result<()> {
+        let owner: CaptureId = Cell::new("progress", &owner, "capture_id").parse(&owner)?;
+        self.0.insert(owner, progress_value(owner, &value)?);
         Ok(())
     }
 
@@ -93,7 +86,7 @@ impl Reported {
     }
 }
 
-/// Reads overviews; `filter` is a WHERE over `i`.
+/// Reads overviews; `filter` is a WHERE over `i` and `s`. For [`Runner::snapshot`](crate::tx::Runner::snapshot).
 pub(crate) async fn overviews(
     tx: &mut Tx<'_>,
     filter: impl Fn(&mut Sql),
@@ -101,19 +94,18 @@ pub(crate) async fn overviews(
 ) -> TxResult<Vec<ChangefeedOverview>> {
     let mut sql = Sql::new("SELECT ");
     sql.push(INFO).push(", u.endpoints, u.credentials, ").push(STATE).push(", ").push(SCHEDULE).push(
-        ", p.value AS progress FROM changefeed_info i JOIN schedule s ON s.changefeed_uuid = i.uuid \
+        " FROM changefeed_info i JOIN schedule s ON s.changefeed_uuid = i.uuid \
          JOIN changefeed_state t ON t.changefeed_uuid = i.uuid JOIN upstream u ON u.id = i.upstream_id",
     );
-    join_progress(&mut sql, &filter);
     filter(&mut sql);
     sql.push(order);
-    let rows: Vec<OverviewRow> = sql.fetch(tx).await?;
     let mut reported = Reported::default();
-    for row in &rows {
-        reported.add(row.schedule.owner.as_deref(), row.progress.as_deref())?;
-    }
-    let mut overviews = Vec::with_capacity(rows.len());
-    for row in rows {
+    let mut overviews = Vec::new();
+    Sql::read_moment(tx, &[read_reported(filter), sql], |statement, row| {
+        if statement == 0 {
+            return Ok(reported.add(FromRow::from_row(row)?)?);
+        }
+        let row = OverviewRow::from_row(row)?;
         let schedule = row.schedule.try_into()?;
         overviews.push(ChangefeedOverview {
             info: row.info.try_into()?,
@@ -122,7 +114,9 @@ pub(crate) async fn overviews(
             progress: reported.progress(&schedule),
             schedule,
         });
-    }
+        Ok(())
+    })
+    .await?;
     Ok(overviews)
 }
 
@@ -213,22 +207,24 @@ impl QueryStore for MysqlStore {
         which: Option<&[ChangefeedUuid]>,
     ) -> Result<BTreeMap<ChangefeedUuid, ChangefeedProgress>> {
         self.runner
-            .read("query.changefeed_progresses", |tx| {
+            .snapshot("query.changefeed_progresses", |tx| {
                 Box::pin(async move {
-                    let filter = |sql: &mut Sql| where_uuids(sql, "s.changefeed_uuid", which);
                     let mut sql = Sql::new("SELECT ");
-                    sql.push(SCHEDULE).push(", p.value AS progress FROM schedule s");
-                    join_progress(&mut sql, filter);
-                    filter(&mut sql);
-                    let rows: Vec<ProgressRow> = sql.fetch(tx).await?;
+                    sql.push(SCHEDULE).push(" FROM schedule s");
+                    where_uuids(&mut sql, "s.changefeed_uuid", which);
+                    let reports = read_reported(|sql| where_uuids(sql, "s.changefeed_uuid", which));
                     let mut reported = Reported::default();
-                    for row in &rows {
-                        reported.add(row.schedule.owner.as_deref(), row.progress.as_deref())?;
-                    }
-                    let schedules: Vec<ChangefeedSchedule> =
-                        decode_all(rows.into_iter().map(|row| row.schedule))?;
-                    let each = schedules.iter().map(|row| (row.changefeed, reported.progress(row)));
-                    Ok(each.collect())
+                    let mut progresses = BTreeMap::new();
+                    Sql::read_moment(tx, &[reports, sql], |statement, row| {
+                        if statement == 0 {
+                            return Ok(reported.add(FromRow::from_row(row)?)?);
+                        }
+                        let schedule = ChangefeedSchedule::try_from(ScheduleRow::from_row(row)?)?;
+                        progresses.insert(schedule.changefeed, reported.progress(&schedule));
+                        Ok(())
+                    })
+                    .await?;
+                    Ok(progresses)
                 })
             })
             .await
@@ -287,7 +283,7 @@ impl QueryStore for MysqlStore {
     #[tracing::instrument(name = "query.changefeed_overview", skip_all, fields(changefeed = %name))]
     async fn changefeed_overview(&self, name: &ChangefeedName) -> Result<Option<ChangefeedOverview>> {
         self.runner
-            .read("query.changefeed_overview", |tx| {
+            .snapshot("query.changefeed_overview", |tx| {
                 Box::pin(async move {
                     let filter = |sql: &mut Sql| {
                         sql.push(" WHERE i.namespace = ").text(name.namespace.as_str());
@@ -302,7 +298,7 @@ impl QueryStore for MysqlStore {
     #[tracing::instrument(name = "query.changefeed_overviews", skip_all)]
     async fn changefeed_overviews(&self, namespace: Option<&Name>) -> Result<Vec<ChangefeedOverview>> {
         self.runner
-            .read("query.changefeed_overviews", |tx| {
+            .snapshot("query.changefeed_overviews", |tx| {
                 Box::pin(async move {
                     let filter = |sql: &mut Sql| {
                         sql.push(" WHERE i.removed_marker = 0");

@@ -105,6 +105,16 @@ impl Sql {
         self
     }
 
+    /// The rest of this statement.
+    pub(crate) fn append(&mut self, rest: &Self) -> &mut Self {
+        self.0.push_str(&rest.0);
+        self
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn query(self) -> RawSql {
         sqlx::raw_sql(AssertSqlSafe(self.0))
     }
@@ -118,9 +128,8 @@ impl Sql {
     pub(crate) async fn run(self, connection: &mut MySqlConnection, count: usize) -> TxResult<Vec<Answer>> {
         let mut answers = Vec::with_capacity(count);
         let mut rows = Vec::new();
-        let mut stream = self.query().fetch_many(connection);
-        while let Some(next) = stream.try_next().await? {
-            match next {
+        self.stream(connection, count, |answered| {
+            match answered {
                 Either::Left(done) => answers.push(Answer {
                     matched: done.rows_affected(),
                     last_insert_id: done.last_insert_id(),
@@ -128,12 +137,56 @@ impl Sql {
                 }),
                 Either::Right(row) => rows.push(row),
             }
+            Ok(())
+        })
+        .await?;
+        Ok(answers)
+    }
+
+    /// The same, handing out each row as it comes, and each statement's end.
+    async fn stream(
+        self,
+        connection: &mut MySqlConnection,
+        count: usize,
+        mut each: impl FnMut(Either<MySqlQueryResult, MySqlRow>) -> TxResult<()> + Send,
+    ) -> TxResult<()> {
+        let mut answers = 0;
+        let mut stream = self.query().fetch_many(connection);
+        while let Some(next) = stream.try_next().await? {
+            answers += usize::from(next.is_left());
+            each(next)?;
         }
-        if answers.len() == count {
-            return Ok(answers);
+        if answers == count {
+            return Ok(());
         }
-        let what = format!("{} answers to {count} statements", answers.len());
+        let what = format!("{answers} answers to {count} statements");
         Err(sqlx::Error::Protocol(what).into())
+    }
+
+    /// Reads of one moment, in one round trip: a transaction begins, asks, and ends. `each` gets every row as it comes, with the
+    /// place of its statement in `reads`. When it fails the transaction is still open.
+    pub(crate) async fn read_moment(
+        connection: &mut MySqlConnection,
+        reads: &[Self],
+        mut each: impl FnMut(usize, &MySqlRow) -> TxResult<()> + Send,
+    ) -> TxResult<()> {
+        // Two statements before them, and one after. The level is the next transaction's only.
+        let mut sql = Self::new(
+            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT",
+        );
+        for read in reads {
+            sql.then(read);
+        }
+        sql.push("; COMMIT");
+        let mut ended = 0_usize;
+        sql.stream(connection, reads.len() + 3, |answered| match answered {
+            Either::Left(_) => {
+                ended += 1;
+                Ok(())
+            }
+            Either::Right(row) => each(ended.saturating_sub(2), &row),
+        })
+        .await
     }
 
     pub(crate) async fn fetch<T>(self, connection: &mut MySqlConnection) -> TxResult<Vec<T>>

@@ -27,7 +27,6 @@ use sqlx::Executor;
 use sqlx::mysql::MySqlConnection;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::dialect::Dialect;
 use crate::pool::{Pool, Pooled};
 use crate::retry::{
     Class, TxError, TxResult, classify, commit_refused, delays, into_metadata_error, was_answered,
@@ -106,7 +105,7 @@ enum Mode {
     Write,
     /// One write statement that is its own transaction.
     Statement,
-    /// Several reads of one moment.
+    /// Several reads of one moment, which begin and end by themselves.
     Snapshot,
     /// One read statement.
     Read,
@@ -115,17 +114,6 @@ enum Mode {
 impl Mode {
     const fn writes(self) -> bool {
         matches!(self, Self::Write | Self::Statement)
-    }
-
-    fn begin(self, dialect: Option<Dialect>) -> Option<&'static str> {
-        match self {
-            Self::Write => Some(dialect.map_or("BEGIN", Dialect::begin)),
-            // The level is the next transaction's only; one round trip for both.
-            Self::Snapshot => Some(
-                "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT",
-            ),
-            Self::Statement | Self::Read => None,
-        }
     }
 }
 
@@ -165,7 +153,7 @@ impl Runner {
         self.run(name, Mode::Read, body).await
     }
 
-    /// Several reads of one moment.
+    /// Several reads of one moment, by [`Sql::read_moment`].
     pub(crate) async fn snapshot<'env, T, F>(&self, name: &'static str, body: F) -> Result<T>
     where
         T: Send,
@@ -230,28 +218,17 @@ impl Runner {
             self.meet_before_commit(name)?;
         }
         let limit = if mode.writes() { options.call_timeout } else { options.read_timeout };
-        let begin = mode.begin(self.pool.connector().known_server().map(|server| server.dialect));
-        let result = bounded(name, limit, async {
-            match (mode, begin) {
-                (Mode::Write, begin) => tx.begin = begin,
-                (_, Some(begin)) => {
-                    tx.execute(begin).await?;
-                }
-                (_, None) => {}
-            }
-            body(&mut tx).await
-        })
-        .await;
+        if mode == Mode::Write {
+            let server = self.pool.connector().known_server();
+            tx.begin = Some(server.map_or("BEGIN", |server| server.dialect.begin()));
+        }
+        let result = bounded(name, limit, body(&mut tx)).await;
         match (mode, result) {
             (Mode::Write, Ok(value)) => self.commit(name, tx, value).await,
             (Mode::Statement, Ok(_)) if self.fault(name, FaultPoint::AfterCommit).is_some() => {
                 Err(unknown(name, injected()))
             }
-            (Mode::Snapshot, Ok(value)) => {
-                give_back_rolled_back(tx).await;
-                Ok(value)
-            }
-            (Mode::Read | Mode::Statement, Ok(value)) => {
+            (Mode::Read | Mode::Snapshot | Mode::Statement, Ok(value)) => {
                 tx.connection.give_back();
                 Ok(value)
             }

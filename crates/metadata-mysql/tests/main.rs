@@ -8,6 +8,7 @@
 mod conformance;
 mod faults;
 mod grants;
+mod group;
 mod plans;
 mod round_trips;
 mod schema;
@@ -56,6 +57,11 @@ on_every_server! {
         each_missing_grant_is_named_with_its_remedy
         an_old_schema_and_no_right_to_change_it
         a_user_without_anything
+    }
+    group {
+        creates_pauses_and_removals_share_a_turn
+        launches_and_releases_share_a_turn
+        of_creates_that_share_a_turn_one_gets_the_name
     }
     plans {
         timed_statements_use_indexes_with_10000_changefeeds

@@ -21,7 +21,7 @@ pub fn options(url: &str) -> MysqlOptions {
     MysqlOptions::from_url(url).expect("a URL")
 }
 
-async fn migrated(kind: Kind) -> (String, MysqlStore) {
+pub async fn migrated(kind: Kind) -> (String, MysqlStore) {
     let url = fresh_database(&kind.url().await).await;
     migrate(options(&url)).await.expect("an empty database");
     let store = MysqlStore::open(options(&url)).await.expect("it opens");
@@ -59,17 +59,17 @@ pub fn begin(kind: Kind) -> &'static str {
 }
 
 /// An outsider that holds the fence row until it is dropped or told to go.
-struct Outsider(MySqlConnection);
+pub struct Outsider(MySqlConnection);
 
 impl Outsider {
-    async fn hold_the_fence(kind: Kind, url: &str) -> Self {
+    pub async fn hold_the_fence(kind: Kind, url: &str) -> Self {
         let mut db = MySqlConnection::connect(url).await.expect("a connection");
         db.execute(begin(kind)).await.expect("a transaction");
         db.execute("SELECT revision FROM fence WHERE id = 1 FOR UPDATE").await.expect("the lock");
         Self(db)
     }
 
-    async fn go(mut self) {
+    pub async fn go(mut self) {
         self.0.execute("ROLLBACK").await.expect("it rolls back");
         self.0.close().await.expect("it closes");
     }
@@ -87,7 +87,7 @@ async fn open_transactions(kind: Kind, db: &mut MySqlConnection) -> i64 {
     query_scalar(sql).fetch_one(db).await.expect("a count")
 }
 
-async fn wait_for_transactions(kind: Kind, db: &mut MySqlConnection, wanted: i64) {
+pub async fn wait_for_transactions(kind: Kind, db: &mut MySqlConnection, wanted: i64) {
     let open = async {
         while open_transactions(kind, db).await != wanted {
             // MySQL and MariaDB show the same as before to whoever asks again within 0.1 s of anybody's last time.

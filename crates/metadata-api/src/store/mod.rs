@@ -10,12 +10,14 @@
 //!   `changefeed_info`, `changefeed_state`; then `capture`, `progress`.
 //! * **Conditional writes** (I3). The condition is in the `WHERE`, and the affected-row count is checked.
 //! * **Revisions** (I4). A change that others act on takes a revision under the fence row's lock in its own
-//!   transaction: `max(revision + 1, microseconds of the database's clock)`. The rows it changed carry it.
+//!   transaction: `max(revision + 1, microseconds of the database's clock)`. The rows it changed carry it. (Calls of several
+//!   callers may share a transaction; creates then take a revision each, for their uuids.)
 //! * **Lost answers** (I5). A write whose answer was lost is [`Unknown`](crate::MetadataError::Unknown); a transaction
 //!   that certainly did not happen is retried inside and then [`Unavailable`](crate::MetadataError::Unavailable).
 //! * **Absent is not an error.** A lookup of something that does not exist gives `None` or leaves it out.
 //!
-//! Cancelling a call (dropping its future) leaves nothing open on the server: the connection is closed.
+//! Cancelling a call (dropping its future) leaves nothing open on the server: the connection is closed. Whether the call was
+//! made is unknown then, as when an answer is lost.
 //!
 //! How to add a store: implement the traits of this module, file by file, in a crate of your own, and run the
 //! `metadata-conformance` suite on it.

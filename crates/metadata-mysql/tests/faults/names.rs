@@ -37,13 +37,14 @@ pub(super) fn writing_transactions() -> BTreeSet<&'static str> {
         include_str!("../../src/channel.rs"),
         include_str!("../../src/controller.rs"),
         include_str!("../../src/election.rs"),
+        include_str!("../../src/lib.rs"),
         include_str!("../../src/owner.rs"),
         include_str!("../../src/processor.rs"),
         include_str!("../../src/query.rs"),
     ];
     let mut names = BTreeSet::new();
     for source in sources {
-        for opens in [".tx(", ".write(", ".begin_call("] {
+        for opens in [".tx(", ".write(", ".begin_call(", "Group::new("] {
             for rest in source.split(opens).skip(1) {
                 let Some((name, rest)) =
                     rest.trim_start().strip_prefix('"').and_then(|rest| rest.split_once('"'))

@@ -1,0 +1,156 @@
+//! Events: what an operator or an owner does to a changefeed's state, and what follows from it for its schedule and its name.
+//! Many of them share a transaction.
+
+use std::sync::Arc;
+
+use metadata_api::codec::next_status;
+use metadata_api::decision::feed_state::{FeedEvent, feed_transition};
+use metadata_api::model::{
+    ChangefeedStatus, ChangefeedUuid, FeedState, OwnerTerm, Revision, RunningError, ScheduleState, Version,
+};
+use metadata_api::store::Authority;
+use metadata_api::{MetadataError, Result};
+
+use crate::feeds::{
+    Feed, ScheduleWrite, changefeed_text, check_owner, feeds, no_changefeed, read_feeds, write_schedules,
+    write_statuses,
+};
+use crate::fence::fence_lock_reading;
+use crate::group::{Call, Key};
+use crate::retry::TxResult;
+use crate::sql::{Batch, Sql};
+use crate::tx::{BoxFuture, Tx};
+
+/// An event for a changefeed, by an operator, or by its owner.
+pub(crate) struct Event {
+    pub(crate) changefeed: ChangefeedUuid,
+    /// Whose word it is; `None` = an operator's.
+    pub(crate) term: Option<OwnerTerm>,
+    pub(crate) kind: FeedEvent,
+    pub(crate) error: Option<RunningError>,
+}
+
+impl Event {
+    /// An operator's.
+    pub(crate) fn of(changefeed: ChangefeedUuid, kind: FeedEvent) -> Self {
+        Self { changefeed, term: None, kind, error: None }
+    }
+}
+
+impl Call for Event {
+    type Answer = ChangefeedStatus;
+
+    fn keys(&self) -> Vec<Key> {
+        vec![Key::Changefeed(self.changefeed.0)]
+    }
+
+    fn text(&self) -> usize {
+        self.error.as_ref().map_or(0, |error| error.message.len())
+    }
+}
+
+/// What events write, all together.
+#[derive(Default)]
+pub(crate) struct Writes {
+    schedules: Vec<ScheduleWrite>,
+    /// Changefeeds that end, and whether somebody owns each.
+    removed: Vec<(ChangefeedUuid, bool)>,
+    statuses: Vec<ChangefeedStatus>,
+}
+
+impl Writes {
+    /// Adds what follows from an event for a changefeed that was read under the fence: what ends a run turns `Launched` into
+    /// `Removing`. Gives the state as it will be.
+    pub(crate) fn add(
+        &mut self,
+        feed: &Feed,
+        event: FeedEvent,
+        error: Option<&RunningError>,
+    ) -> Result<ChangefeedStatus> {
+        let changefeed = feed.schedule.changefeed;
+        let next = feed_transition(&changefeed_text(changefeed), feed.status.state, event)?;
+        if event == FeedEvent::Resume && feed.status.state.is_runnable() {
+            return Ok(feed.status.clone());
+        }
+        if !next.is_runnable() && feed.schedule.state == ScheduleState::Launched {
+            self.schedules.push(ScheduleWrite::removing(&feed.schedule));
+        }
+        if next == FeedState::Removed && !feed.removed {
+            self.removed.push((changefeed, feed.schedule.state != ScheduleState::Removed));
+        }
+        let mut status = next_status(&feed.status, event, next, error);
+        if status != feed.status {
+            self.statuses.push(status.clone());
+            status.version = Version(status.version.0 + 1);
+        }
+        Ok(status)
+    }
+
+    /// Writes them at `revision`. The transaction is discarded when nothing changes.
+    pub(crate) async fn send(self, tx: &mut Tx<'_>, revision: Revision) -> TxResult<()> {
+        if self.schedules.is_empty() && self.removed.is_empty() && self.statuses.is_empty() {
+            tx.discard();
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        write_schedules(&mut batch, revision, &self.schedules);
+        for (changefeed, is_owned) in self.removed {
+            batch.add(remove(changefeed, is_owned));
+        }
+        write_statuses(&mut batch, &self.statuses)?;
+        batch.send(tx).await
+    }
+}
+
+/// A name is held until nobody runs what it named, or a part of it.
+fn remove(changefeed: ChangefeedUuid, is_owned: bool) -> Sql {
+    let mut sql =
+        Sql::new("UPDATE changefeed_info SET removed_at = NOW(6), version = version + 1, removed_marker = ");
+    if is_owned {
+        sql.push("0");
+    } else {
+        sql.push("CASE WHEN EXISTS (SELECT 1 FROM processor p WHERE p.changefeed_uuid = ")
+            .number(changefeed.0)
+            .push(" AND p.state <> 'removed') THEN 0 ELSE uuid END");
+    }
+    sql.push(" WHERE uuid = ").number(changefeed.0);
+    sql
+}
+
+/// Applies one event to a changefeed that was read under the fence.
+pub(crate) async fn apply_event(
+    tx: &mut Tx<'_>,
+    revision: Revision,
+    feed: &Feed,
+    event: FeedEvent,
+) -> TxResult<ChangefeedStatus> {
+    let mut writes = Writes::default();
+    let status = writes.add(feed, event, None)?;
+    writes.send(tx, revision).await?;
+    Ok(status)
+}
+
+/// Applies events, each for itself.
+pub(crate) fn apply<'t, 'env>(
+    tx: &'t mut Tx<'env>,
+    events: &'env [Arc<Event>],
+) -> BoxFuture<'t, Vec<Result<ChangefeedStatus>>> {
+    Box::pin(async move {
+        let read = read_feeds(events.iter().map(|event| event.changefeed));
+        let (revision, [found]) = fence_lock_reading(tx, Authority::Operator, [read]).await?;
+        let mut feeds = feeds(&found)?;
+        let mut writes = Writes::default();
+        let answers = events.iter().map(|event| {
+            let feed = match (feeds.remove(&event.changefeed), event.term) {
+                (Some(feed), _) => feed?,
+                (None, Some(term)) => return Err(MetadataError::fenced(term.to_string())),
+                (None, None) => return Err(no_changefeed(event.changefeed)),
+            };
+            event.term.map_or(Ok(()), |term| check_owner(&feed.schedule, term))?;
+            writes.add(&feed, event.kind, event.error.as_ref())
+        });
+        let answers = answers.collect();
+        writes.send(tx, revision).await?;
+        Ok(answers)
+    })
+}
