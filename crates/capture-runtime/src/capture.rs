@@ -104,7 +104,7 @@ impl Capture {
     /// A capture that has not started yet.
     ///
     /// # Errors
-    /// [`MetadataError::InvalidArgument`] when a time knob breaks a rule.
+    /// [`MetadataError::InvalidArgument`] when a knob of time or of the planner breaks a rule.
     pub fn new(
         store: Arc<dyn MetadataStore>,
         factory: Arc<dyn TaskFactory>,
@@ -112,6 +112,7 @@ impl Capture {
         config: CaptureConfig,
     ) -> Result<Self> {
         config.time.validate()?;
+        config.plan.validate()?;
         let inner = CaptureInner {
             store,
             factory,

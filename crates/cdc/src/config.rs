@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use metadata_api::MetadataError;
 use metadata_api::decision::lease::TimePolicy;
+use metadata_api::decision::planner::PlanPolicy;
 use metadata_api::model::SecretUri;
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
@@ -41,6 +42,8 @@ pub struct ServerConfig {
     pub upstream: Option<SecretUri>,
     /// The time knobs.
     pub time: TimePolicy,
+    /// The planner's knobs.
+    pub plan: PlanPolicy,
     /// What is to be logged as soon as there is a log.
     pub warnings: Vec<String>,
 }
@@ -59,6 +62,21 @@ struct FileConfig {
     log_file: Option<PathBuf>,
     labels: BTreeMap<String, String>,
     time: TimeConfig,
+    planner: PlannerConfig,
+}
+
+/// The `[planner]` table. Whichever server is the controller goes by its own.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct PlannerConfig {
+    moves_in_flight: Option<usize>,
+    drains_in_flight: Option<usize>,
+    #[serde(deserialize_with = "duration")]
+    changefeed_cooldown: Option<Duration>,
+    #[serde(deserialize_with = "duration")]
+    capture_cooldown: Option<Duration>,
+    #[serde(deserialize_with = "duration")]
+    capture_cooldown_max: Option<Duration>,
 }
 
 /// The `[time]` table: durations such as `"10s"` or `"500ms"`.
@@ -113,13 +131,33 @@ impl TimeConfig {
             own_gap: self.own_gap.unwrap_or(default.own_gap),
             mass_failure_wait: self.mass_failure_wait.unwrap_or(default.mass_failure_wait),
         };
-        match policy.validate() {
-            Ok(()) => Ok(policy),
-            Err(MetadataError::InvalidArgument { field, reason }) => {
-                Err(Failure::usage(format!("[time] {}: {reason}", field.replace('_', "-"))))
-            }
-            Err(other) => Err(other.into()),
+        checked("time", policy.validate()).map(|()| policy)
+    }
+}
+
+impl PlannerConfig {
+    fn policy(&self) -> Result<PlanPolicy, Failure> {
+        let default = PlanPolicy::default();
+        let policy = PlanPolicy {
+            moves_in_flight: self.moves_in_flight.unwrap_or(default.moves_in_flight),
+            drains_in_flight: self.drains_in_flight.unwrap_or(default.drains_in_flight),
+            feed_cooldown: self.changefeed_cooldown.unwrap_or(default.feed_cooldown),
+            capture_cooldown: self.capture_cooldown.unwrap_or(default.capture_cooldown),
+            capture_cooldown_max: self.capture_cooldown_max.unwrap_or(default.capture_cooldown_max),
+            ..default
+        };
+        checked("planner", policy.validate()).map(|()| policy)
+    }
+}
+
+/// A refusal of a table's values, in the words of the file.
+fn checked(table: &str, valid: metadata_api::Result<()>) -> Result<(), Failure> {
+    match valid {
+        Err(MetadataError::InvalidArgument { field, reason }) => {
+            let key = field.replace('_', "-").replace("feed-cooldown", "changefeed-cooldown");
+            Err(Failure::usage(format!("[{table}] {key}: {reason}")))
         }
+        other => Ok(other?),
     }
 }
 
@@ -174,6 +212,7 @@ impl ServerConfig {
             labels,
             upstream: upstream.map(|text| SecretUri::parse("upstream_uri", &text)).transpose()?,
             time: file.time.policy()?,
+            plan: file.planner.policy()?,
             warnings,
         })
     }
@@ -326,6 +365,7 @@ mod tests {
         assert_eq!(config.addr, "127.0.0.1:8300");
         assert_eq!(config.store, StoreUrl::Sqlite("cdc-data/cdc.db".into()));
         assert_eq!(config.time, TimePolicy::default());
+        assert_eq!(config.plan, PlanPolicy::default());
         assert!(config.warnings.is_empty(), "{:?}", config.warnings);
     }
 
@@ -365,6 +405,37 @@ mod tests {
             ("addr = 5\n", "line 1"),
             ("\n\nnope = 1\n", "nope"),
             ("addr = \n", "line 1"),
+        ] {
+            let failure = with_file(text).unwrap_err();
+            assert_eq!(failure.exit, Exit::Usage);
+            assert!(failure.message.contains(wanted), "{text}: {failure}");
+        }
+    }
+
+    #[test]
+    fn the_planners_knobs_are_read_and_their_rules_kept() {
+        let config = with_file(
+            "[planner]\nmoves-in-flight = 5\ndrains-in-flight = 50\nchangefeed-cooldown = \"1m\"\n\
+             capture-cooldown = \"10s\"\ncapture-cooldown-max = \"2m\"\n",
+        )
+        .unwrap();
+        let s = Duration::from_secs;
+        let wanted = PlanPolicy {
+            moves_in_flight: 5,
+            drains_in_flight: 50,
+            feed_cooldown: s(60),
+            capture_cooldown: s(10),
+            capture_cooldown_max: s(120),
+            ..PlanPolicy::default()
+        };
+        assert_eq!(config.plan, wanted);
+        for (text, wanted) in [
+            ("[planner]\nmoves-in-flight = 0\n", "[planner] moves-in-flight: 0 is not from 1 to 500"),
+            ("[planner]\ndrains-in-flight = 501\n", "[planner] drains-in-flight: 501 is not from 1 to 500"),
+            ("[planner]\ncapture-cooldown = \"2m\"\n", "[planner] capture-cooldown: 120s is longer than"),
+            ("[planner]\nchangefeed-cooldown = \"25h\"\n", "longer than a day"),
+            ("[planner]\nmay-launch = false\n", "may-launch"),
+            ("[planner]\nmoves-in-flight = -1\n", "line 2"),
         ] {
             let failure = with_file(text).unwrap_err();
             assert_eq!(failure.exit, Exit::Usage);

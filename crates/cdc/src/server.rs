@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use capture_runtime::{Capture, CaptureConfig, RuntimeError};
 use metadata_api::decision::lease::TimePolicy;
-use metadata_api::decision::planner::PlanPolicy;
 use metadata_api::store::MetadataStore;
 use metadata_mysql::{MysqlOptions, MysqlStore};
 use metadata_sqlite::{SqliteOptions, SqliteStore};
@@ -87,11 +86,12 @@ impl Server {
                 labels: config.labels,
                 machine_id: lineage::machine_id(),
                 time: config.time,
-                plan: PlanPolicy::default(),
+                plan: config.plan,
                 lineage: Some(Arc::new(data_dir.lineage())),
             },
         )?;
         let api = router(ApiParts {
+            plan: config.plan,
             store,
             tasks,
             clock,

@@ -105,6 +105,7 @@ impl Fixture {
             Arc::new(TestCapture { id, ready: AtomicBool::new(true), leads: AtomicBool::new(true) });
         let cluster_id = store.identity().await.unwrap().cluster_id.to_string();
         let api = router(ApiParts {
+            plan: metadata_api::decision::planner::PlanPolicy::default(),
             store: store.clone(),
             tasks: Arc::new(TestTasks),
             clock: SystemClock::shared(),

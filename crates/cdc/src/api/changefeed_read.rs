@@ -2,7 +2,7 @@
 
 use axum::extract::State;
 use axum::response::Response;
-use metadata_api::decision::planner::{PlanPolicy, explain};
+use metadata_api::decision::planner::explain;
 use metadata_api::model::{ChangefeedName, ChangefeedOverview, FeedState, Name, Ts};
 
 use super::error::ApiError;
@@ -103,7 +103,7 @@ pub async fn scheduling(
 ) -> Result<Response, ApiError> {
     let uuid = find(&api, &name).await?.info.uuid;
     let snapshot = api.store.schedule_snapshot().await?;
-    let decisions = explain(&snapshot, &PlanPolicy::default(), uuid)
-        .ok_or_else(|| ApiError::changefeed_not_exists(&name))?;
+    let decisions =
+        explain(&snapshot, &api.plan, uuid).ok_or_else(|| ApiError::changefeed_not_exists(&name))?;
     Ok(body::ok(Scheduling { decisions }))
 }

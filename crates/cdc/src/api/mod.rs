@@ -22,6 +22,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post, put};
 use capture_runtime::clock::Clock;
 use capture_runtime::task::TaskFactory;
+use metadata_api::decision::planner::PlanPolicy;
 use metadata_api::model::{SecretUri, Ts};
 use metadata_api::store::MetadataStore;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -65,6 +66,8 @@ pub struct ApiParts {
     pub clock: Arc<dyn Clock>,
     /// The capture of this process.
     pub capture: Arc<dyn LocalCapture>,
+    /// How this process would plan, were it the controller.
+    pub plan: PlanPolicy,
     /// The cluster's identity, as the server read it when it started.
     pub cluster_id: String,
     /// The upstream of changefeeds that name none.

@@ -38,6 +38,8 @@ use crate::model::{
     BootTime, CaptureId, CaptureInfo, CaptureState, ChangefeedUuid, Placement, ScheduleSnapshot,
     ScheduleState, ScheduleTarget, SnapshotChangefeed, Version,
 };
+use crate::store::MAX_BATCH;
+use crate::{MetadataError, Result};
 
 /// What the planner may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +82,42 @@ impl Default for PlanPolicy {
         }
     }
 }
+
+impl PlanPolicy {
+    /// Checks that work can get along with it: at least one and at most [`MAX_BATCH`] changefeeds on their way, no time longer than
+    /// a day, and no cool-down that begins above its own limit.
+    ///
+    /// # Errors
+    /// [`MetadataError::InvalidArgument`] with the field, its value and what would be right.
+    pub fn validate(&self) -> Result<()> {
+        for (field, value) in
+            [("moves_in_flight", self.moves_in_flight), ("drains_in_flight", self.drains_in_flight)]
+        {
+            if !(1..=MAX_BATCH).contains(&value) {
+                return Err(MetadataError::invalid(field, format!("{value} is not from 1 to {MAX_BATCH}")));
+            }
+        }
+        for (field, value) in [
+            ("feed_cooldown", self.feed_cooldown),
+            ("capture_cooldown_max", self.capture_cooldown_max),
+            ("silent_after", self.silent_after),
+            ("flap_window", self.flap_window),
+        ] {
+            if value > MAX_TIME {
+                return Err(MetadataError::invalid(field, format!("{value:?} is longer than a day")));
+            }
+        }
+        if self.capture_cooldown > self.capture_cooldown_max {
+            let (value, max) = (self.capture_cooldown, self.capture_cooldown_max);
+            let reason = format!("{value:?} is longer than capture_cooldown_max ({max:?})");
+            return Err(MetadataError::invalid("capture_cooldown", reason));
+        }
+        Ok(())
+    }
+}
+
+/// The longest time of a [`PlanPolicy`].
+const MAX_TIME: Duration = Duration::from_secs(24 * 3600);
 
 /// One step that the controller takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -557,3 +557,26 @@ fn large() -> ScheduleSnapshot {
         .collect();
     ScheduleSnapshot { revision: Revision(1), captures, changefeeds }
 }
+
+/// A policy with which nothing would ever move, or a number that was mistyped, is refused, by name.
+#[test]
+fn each_broken_rule_of_a_policy_is_named() {
+    let good = PlanPolicy::default();
+    good.validate().unwrap();
+    let day = Duration::from_secs(24 * 3600);
+    PlanPolicy { moves_in_flight: 500, feed_cooldown: day, ..good }.validate().unwrap();
+    for (policy, field) in [
+        (PlanPolicy { moves_in_flight: 0, ..good }, "moves_in_flight"),
+        (PlanPolicy { drains_in_flight: 501, ..good }, "drains_in_flight"),
+        (PlanPolicy { feed_cooldown: 2 * day, ..good }, "feed_cooldown"),
+        (PlanPolicy { capture_cooldown_max: 2 * day, ..good }, "capture_cooldown_max"),
+        (PlanPolicy { capture_cooldown: day, ..good }, "capture_cooldown"),
+        (PlanPolicy { silent_after: 2 * day, ..good }, "silent_after"),
+        (PlanPolicy { flap_window: 2 * day, ..good }, "flap_window"),
+    ] {
+        match policy.validate() {
+            Err(MetadataError::InvalidArgument { field: found, .. }) => assert_eq!(found, field),
+            other => panic!("{policy:?} gave {other:?}"),
+        }
+    }
+}
