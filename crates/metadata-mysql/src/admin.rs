@@ -77,25 +77,30 @@ pub(crate) async fn write_upstream(
     Ok(())
 }
 
-/// Replaces what `update` gives. To be called under the fence, with the caller's token checked.
-pub(crate) async fn update_info(
-    tx: &mut Tx<'_>,
-    feed: &Feed,
-    expected: Version,
-    update: &ChangefeedUpdate,
-) -> TxResult<ChangefeedInfo> {
+/// What is to be changed of a changefeed, which may be: its state allows it, and it is the version that the caller saw.
+pub(crate) async fn lock_info(tx: &mut Tx<'_>, feed: &Feed, expected: Version) -> TxResult<ChangefeedInfo> {
     let changefeed = feed.schedule.changefeed;
     check_updatable(&changefeed_text(changefeed), feed.status.state)?;
     let mut sql = Sql::new("SELECT ");
     sql.push(INFO).push(" FROM changefeed_info i WHERE i.uuid = ").number(changefeed.0);
     let row = sql.fetch::<InfoRow>(tx).await?.pop().ok_or_else(|| no_changefeed(changefeed))?;
-    let mut info = ChangefeedInfo::try_from(row)?;
+    let info = ChangefeedInfo::try_from(row)?;
     if info.version != expected {
         let text = changefeed_text(changefeed);
         return Err(
             MetadataError::conflict(format!("{text} has version {}, not {expected}", info.version)).into()
         );
     }
+    Ok(info)
+}
+
+/// Replaces what `update` gives of what [`lock_info`] gave.
+pub(crate) async fn update_info(
+    tx: &mut Tx<'_>,
+    mut info: ChangefeedInfo,
+    update: &ChangefeedUpdate,
+) -> TxResult<ChangefeedInfo> {
+    let expected = info.version;
     update.validate(&info)?;
     if let Some(uri) = &update.upstream_uri {
         update_upstream(tx, &info, uri).await?;
@@ -113,7 +118,7 @@ pub(crate) async fn update_info(
         info.sink_uri.expose(),
         info.target_ts.0,
         encode_config(&info.config)?,
-        changefeed.0,
+        info.uuid.0,
         expected.0
     )
     .execute(&mut **tx)
@@ -199,14 +204,14 @@ impl AdminStore for MysqlStore {
             .tx("admin.update", |tx| {
                 Box::pin(async move {
                     let (_, feed) = lock_feed(tx, Authority::Operator, changefeed).await?;
-                    check_updatable(&changefeed_text(changefeed), feed.status.state)?;
+                    let info = lock_info(tx, &feed, expected).await?;
                     if feed.schedule.state != ScheduleState::Removed {
                         let what = format!("the schedule of {}", changefeed_text(changefeed));
                         let to = "a new configuration (its owner is still stopping)";
                         return Err(MetadataError::transition(what, feed.schedule.state, to).into());
                     }
                     check_not_carried(changefeed, is_carried(tx, changefeed).await?, "a new configuration")?;
-                    update_info(tx, &feed, expected, update).await
+                    update_info(tx, info, update).await
                 })
             })
             .await

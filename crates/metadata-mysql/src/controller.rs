@@ -8,8 +8,8 @@ use metadata_api::codec::{Cell, check_batch, encode_position};
 use metadata_api::decision::schedule::{ScheduledChangefeed, check_schedule_state};
 use metadata_api::model::{
     CaptureBeat, CaptureId, CaptureState, ChangefeedProgress, ChangefeedSchedule, ChangefeedUuid,
-    ControllerTerm, FeedState, OwnerEpoch, Placement, ProcessorSchedule, ProcessorTarget, Revision,
-    ScheduleSnapshot, ScheduleState, ScheduleTarget, SnapshotChangefeed, Version,
+    ControllerTerm, OwnerEpoch, Placement, ProcessorSchedule, ProcessorTarget, Revision, ScheduleSnapshot,
+    ScheduleState, ScheduleTarget, SnapshotChangefeed, Version,
 };
 use metadata_api::store::{Authority, ControllerStore, MAX_BATCH};
 use metadata_api::{MetadataError, Result};
@@ -36,8 +36,8 @@ struct PlannedRow {
     placement: Option<String>,
 }
 
-/// What the planner sees. Each table is read by itself, in the order of its key, and put together here: a join of three tables takes
-/// the server three times as long.
+/// What the planner sees. Each table is read by itself and put together here: a join of three tables takes the server three times as
+/// long.
 async fn snapshot(tx: &mut Tx<'_>) -> TxResult<ScheduleSnapshot> {
     let mut captures = Sql::new(CAPTURE);
     captures.push(" ORDER BY id");
@@ -63,7 +63,7 @@ async fn snapshot(tx: &mut Tx<'_>) -> TxResult<ScheduleSnapshot> {
     let mut snapshot = ScheduleSnapshot::default();
     let mut planned: HashMap<u64, PlannedRow> = HashMap::new();
     let mut live: HashMap<u64, i64> = HashMap::new();
-    let mut states: HashMap<u64, FeedState> = HashMap::new();
+    let mut states: HashMap<u64, String> = HashMap::new();
     Sql::read_moment(tx, &reads, |statement, row| {
         match statement {
             0 => revision = Some(Revision(row.try_get(0)?)),
@@ -74,8 +74,7 @@ async fn snapshot(tx: &mut Tx<'_>) -> TxResult<ScheduleSnapshot> {
             }
             3 => drop(live.insert(row.try_get(0)?, row.try_get(1)?)),
             4 => {
-                let (changefeed, state): (u64, String) = FromRow::from_row(row)?;
-                let state = Cell::new("changefeed_state", &changefeed, "state").parse(&state)?;
+                let (changefeed, state) = FromRow::from_row(row)?;
                 states.insert(changefeed, state);
             }
             _ => {
@@ -83,7 +82,7 @@ async fn snapshot(tx: &mut Tx<'_>) -> TxResult<ScheduleSnapshot> {
                 let key = schedule.changefeed.0;
                 if let (Some(row), Some(state)) = (planned.remove(&key), states.remove(&key)) {
                     snapshot.changefeeds.push(SnapshotChangefeed {
-                        state,
+                        state: Cell::new("changefeed_state", &key, "state").parse(&state)?,
                         removed: row.removed,
                         live_processors: live
                             .remove(&key)

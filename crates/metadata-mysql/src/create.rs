@@ -123,7 +123,7 @@ async fn choose_upstream(
     uuid: ChangefeedUuid,
     create: &Create,
 ) -> TxResult<(UpstreamId, bool)> {
-    // A fresh one; should somebody have named this very number, the insert fails and the next revision is another.
+    // A fresh one; should somebody have named this very number, the insert fails, and the clock's next gives another.
     let Some(id) = create.new.upstream_id else { return Ok((UpstreamId(uuid.0), true)) };
     match upstream_row(tx, id).await? {
         None => Ok((id, true)),

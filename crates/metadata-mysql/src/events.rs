@@ -87,33 +87,39 @@ impl Writes {
     }
 
     /// Writes them at `revision`. The transaction is discarded when nothing changes.
-    pub(crate) async fn send(self, tx: &mut Tx<'_>, revision: Revision) -> TxResult<()> {
+    pub(crate) async fn send(mut self, tx: &mut Tx<'_>, revision: Revision) -> TxResult<()> {
         if self.schedules.is_empty() && self.removed.is_empty() && self.statuses.is_empty() {
             tx.discard();
             return Ok(());
         }
+        // In the one order of locks.
+        self.schedules.sort_unstable_by_key(|write| write.changefeed);
+        self.statuses.sort_unstable_by_key(|status| status.changefeed);
+        let (owned, unowned): (Vec<_>, Vec<_>) =
+            self.removed.into_iter().partition(|(_, is_owned)| *is_owned);
         let mut batch = Batch::default();
         write_schedules(&mut batch, revision, &self.schedules);
-        for (changefeed, is_owned) in self.removed {
-            batch.add(remove(changefeed, is_owned));
+        for (removed, are_owned) in [(owned, true), (unowned, false)] {
+            if !removed.is_empty() {
+                batch.add(remove(removed.into_iter().map(|(changefeed, _)| changefeed), are_owned));
+            }
         }
         write_statuses(&mut batch, &self.statuses)?;
         batch.send(tx).await
     }
 }
 
-/// A name is held until nobody runs what it named, or a part of it.
-fn remove(changefeed: ChangefeedUuid, is_owned: bool) -> Sql {
+/// Ends changefeeds. A name is held until nobody runs what it named, or a part of it.
+fn remove(which: impl IntoIterator<Item = ChangefeedUuid>, are_owned: bool) -> Sql {
     let mut sql =
         Sql::new("UPDATE changefeed_info SET removed_at = NOW(6), version = version + 1, removed_marker = ");
-    if is_owned {
-        sql.push("0");
+    sql.push(if are_owned {
+        "0"
     } else {
-        sql.push("CASE WHEN EXISTS (SELECT 1 FROM processor p WHERE p.changefeed_uuid = ")
-            .number(changefeed.0)
-            .push(" AND p.state <> 'removed') THEN 0 ELSE uuid END");
-    }
-    sql.push(" WHERE uuid = ").number(changefeed.0);
+        "CASE WHEN EXISTS (SELECT 1 FROM processor p WHERE p.changefeed_uuid = changefeed_info.uuid \
+         AND p.state <> 'removed') THEN 0 ELSE uuid END"
+    });
+    sql.push(" WHERE uuid IN (").numbers(which.into_iter().map(|uuid| uuid.0)).push(")");
     sql
 }
 

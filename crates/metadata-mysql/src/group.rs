@@ -4,19 +4,19 @@
 //! be a thousand turns in it. A call that meets no other goes at once and alone; those that come meanwhile wait for that one,
 //! and then share a transaction.
 //!
-//! What a caller is promised stays what it was: its own answer; `Unknown` only when a COMMIT was lost; and that nothing goes
-//! on when a call is dropped, unless others share its transaction. There is no task in the background: whoever waits for a
-//! transaction drives it, and when nobody does any more it is dropped, and its connection closed.
+//! Each caller has its own answer, and `Unknown` only when a COMMIT was lost. The calls that wait are made by a task, which lives for as
+//! long as any do: no caller can hold up the others by going away, or by not being polled. A transaction that nobody waits for any
+//! more is dropped, and its connection closed; one that it shares with others is made, and with it the call of who went away.
 
 use std::collections::{HashSet, VecDeque};
 use std::error::Error as StdError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::FutureExt as _;
-use futures::future::{BoxFuture, Shared};
+use futures::future::{BoxFuture, join_all};
 use metadata_api::store::MAX_BATCH;
 use metadata_api::{MetadataError, Result};
-use tokio::sync::{Mutex as Turn, OwnedMutexGuard, oneshot};
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::tx::{self, Runner, Tx};
@@ -65,16 +65,16 @@ impl<C: Call, W> Work<C> for W where
 {
 }
 
-/// One answer for each call, each taken by its caller.
-type Answers<C> = Arc<Mutex<Vec<Option<Result<<C as Call>::Answer>>>>>;
-
-/// A transaction that its callers wait for together.
-type Together<C> = Shared<BoxFuture<'static, Answers<C>>>;
-
 struct Waiting<C: Call> {
     call: C,
-    /// Tells its caller which transaction it is in, and at which place.
-    place: oneshot::Sender<(Together<C>, usize)>,
+    answer: oneshot::Sender<Result<C::Answer>>,
+}
+
+/// What waits.
+struct Queue<C: Call> {
+    waiting: VecDeque<Waiting<C>>,
+    /// Whether a task makes what waits.
+    is_served: bool,
 }
 
 /// Makes calls in a transaction that has just begun.
@@ -84,15 +84,14 @@ type Body<C> =
 /// Calls of one kind.
 pub(crate) struct Group<C: Call> {
     transaction: &'static str,
-    waiting: Mutex<VecDeque<Waiting<C>>>,
-    /// Held by the transaction that is under way.
-    turn: Arc<Turn<()>>,
+    queue: Arc<Mutex<Queue<C>>>,
 }
 
 impl<C: Call> Group<C> {
     /// `transaction` is the name of theirs.
     pub(crate) fn new(transaction: &'static str) -> Self {
-        Self { transaction, waiting: Mutex::default(), turn: Arc::default() }
+        let queue = Queue { waiting: VecDeque::new(), is_served: false };
+        Self { transaction, queue: Arc::new(Mutex::new(queue)) }
     }
 
     /// Makes the call in a transaction: at once if no other is under way, else in the next, with those that wait.
@@ -110,40 +109,51 @@ impl<C: Call> Group<C> {
     }
 
     /// The same by `work`, which is the same for all calls.
-    async fn make(&self, call: C, work: impl Work<C> + Clone) -> Result<C::Answer> {
-        let (place, mut placed) = oneshot::channel();
-        lock(&self.waiting).push_back(Waiting { call, place });
-        let (together, index) = loop {
-            tokio::select! {
-                biased;
-                placed = &mut placed => break placed.map_err(|_| self.missing())?,
-                turn = Arc::clone(&self.turn).lock_owned() => self.begin(turn, work.clone()),
-            }
+    async fn make(&self, call: C, work: impl Work<C>) -> Result<C::Answer> {
+        let (answer, answered) = oneshot::channel();
+        let is_served = {
+            let mut queue = lock(&self.queue);
+            queue.waiting.push_back(Waiting { call, answer });
+            std::mem::replace(&mut queue.is_served, true)
         };
-        let answers = together.await;
-        let answer = lock(&answers).get_mut(index).and_then(Option::take);
-        answer.unwrap_or_else(|| Err(self.missing()))
+        if !is_served {
+            let mut serving = Serving { queue: Arc::clone(&self.queue), is_over: false };
+            tokio::spawn(async move {
+                while let Some(together) = serving.next() {
+                    make_together(together, &work).await;
+                }
+            });
+        }
+        // Without an answer the task has ended before its time: it panicked, or its runtime was shut down.
+        let gone = |error| MetadataError::Unknown { transaction: self.transaction, source: Box::new(error) };
+        answered.await.map_err(gone)?
     }
+}
 
-    /// No path leads here: each that waits is given a place, and each place an answer.
-    fn missing(&self) -> MetadataError {
-        let source = "the answer to a call is missing".into();
-        MetadataError::Unknown { transaction: self.transaction, source }
+/// The right and the duty to make what waits.
+struct Serving<C: Call> {
+    queue: Arc<Mutex<Queue<C>>>,
+    is_over: bool,
+}
+
+impl<C: Call> Serving<C> {
+    /// The next calls that can be made together. With `None` the right is given back.
+    fn next(&mut self) -> Option<Vec<Waiting<C>>> {
+        let mut queue = lock(&self.queue);
+        let together = take(&mut queue.waiting);
+        queue.is_served = !together.is_empty();
+        self.is_over = together.is_empty();
+        queue.is_served.then_some(together)
     }
+}
 
-    /// Takes the next transaction's calls, and gives them to their callers.
-    fn begin(&self, turn: OwnedMutexGuard<()>, work: impl Work<C>) {
-        let together = take(&mut lock(&self.waiting)).into_iter();
-        let (calls, places): (Vec<_>, Vec<_>) = together.map(|one| (Arc::new(one.call), one.place)).unzip();
-        let together = async move {
-            let answers = answers(calls, work).await.into_iter().map(Some).collect();
-            drop(turn);
-            Arc::new(Mutex::new(answers))
-        };
-        let together = together.boxed().shared();
-        for (index, place) in places.into_iter().enumerate() {
-            // Whose caller went away a moment ago has nobody to tell.
-            let _ = place.send((together.clone(), index));
+impl<C: Call> Drop for Serving<C> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            // Nobody else would ever answer those who wait.
+            let mut queue = lock(&self.queue);
+            queue.waiting.clear();
+            queue.is_served = false;
         }
     }
 }
@@ -157,7 +167,7 @@ fn take<C: Call>(waiting: &mut VecDeque<Waiting<C>>) -> Vec<Waiting<C>> {
     let mut together: Vec<Waiting<C>> = Vec::new();
     let (mut keys, mut text) = (HashSet::new(), 0);
     while let Some(next) = waiting.pop_front() {
-        if next.place.is_closed() {
+        if next.answer.is_closed() {
             // Its caller has gone, and nothing of it was sent.
             continue;
         }
@@ -179,40 +189,107 @@ fn take<C: Call>(waiting: &mut VecDeque<Waiting<C>>) -> Vec<Waiting<C>> {
     together
 }
 
-/// Makes the calls in one transaction. What fails as a whole for a reason that one of them may have brought is made one by
-/// one, so that each has its own answer; when it is the database that failed, that is everybody's answer.
-async fn answers<C: Call>(calls: Vec<Arc<C>>, work: impl Work<C>) -> Vec<Result<C::Answer>> {
-    let count = calls.len();
-    match work(calls.clone()).await {
-        Ok(answers) => answers,
-        Err(error) if count == 1 => vec![Err(error)],
-        Err(MetadataError::Unavailable { transaction, source }) => {
-            share(count, source, |source| MetadataError::Unavailable { transaction, source })
-        }
-        Err(MetadataError::Unknown { transaction, source }) => {
-            share(count, source, |source| MetadataError::Unknown { transaction, source })
-        }
-        Err(_) => {
-            let mut answers = Vec::with_capacity(count);
-            for call in calls {
-                match work(vec![call]).await {
-                    Ok(alone) => answers.extend(alone),
-                    Err(error) => answers.push(Err(error)),
-                }
+/// Makes calls in one transaction, and answers them. What fails as a whole for a reason that one of them may have brought is made
+/// one by one, so that each has its own answer; when it is the database that failed, that is everybody's answer.
+async fn make_together<C: Call>(together: Vec<Waiting<C>>, work: &impl Work<C>) {
+    let (calls, mut callers): (Vec<Arc<C>>, Vec<_>) =
+        together.into_iter().map(|one| (Arc::new(one.call), one.answer)).unzip();
+    let Some(made) = unless_all_leave(work(calls.clone()), &mut callers).await else { return };
+    let error = match made {
+        Ok(answers) => return answer(callers, answers),
+        Err(error) => error,
+    };
+    let count = callers.len();
+    if count == 1 {
+        return answer(callers, [Err(error)]);
+    }
+    match everybodys(error, count) {
+        Some(errors) => answer(callers, errors.into_iter().map(Err)),
+        None => make_one_by_one(calls, callers, work).await,
+    }
+}
+
+async fn make_one_by_one<C: Call>(
+    calls: Vec<Arc<C>>,
+    callers: Vec<oneshot::Sender<Result<C::Answer>>>,
+    work: &impl Work<C>,
+) {
+    let mut is_away = None;
+    for (call, caller) in calls.into_iter().zip(callers) {
+        let mut caller = [caller];
+        let made = match is_away {
+            // Each would wait for it as long as the first one did.
+            Some(transaction) => {
+                let source = "it was unavailable to the call before, and this one was not made".into();
+                Err(MetadataError::Unavailable { transaction, source })
             }
-            answers
+            None => match unless_all_leave(work(vec![call]), &mut caller).await {
+                Some(made) => made.and_then(|mut answers| answers.pop().unwrap_or_else(|| Err(missing()))),
+                None => continue,
+            },
+        };
+        if let Err(
+            MetadataError::Unavailable { transaction, .. } | MetadataError::Unknown { transaction, .. },
+        ) = &made
+        {
+            is_away = Some(*transaction);
         }
+        answer(caller, [made]);
+    }
+}
+
+/// No path leads here: each call has an answer.
+fn missing() -> MetadataError {
+    MetadataError::conflict("the transaction gave no answer")
+}
+
+/// Does `work` for as long as one of `callers` waits for it.
+async fn unless_all_leave<T, A>(
+    work: impl Future<Output = T> + Send,
+    callers: &mut [oneshot::Sender<A>],
+) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        _ = join_all(callers.iter_mut().map(oneshot::Sender::closed)) => None,
+    }
+}
+
+fn answer<A>(callers: impl IntoIterator<Item = oneshot::Sender<A>>, answers: impl IntoIterator<Item = A>) {
+    for (caller, answer) in callers.into_iter().zip(answers) {
+        // Who has left has nobody to tell.
+        drop(caller.send(answer));
+    }
+}
+
+/// The error for each of `count` callers, when it is about all of them: the database, or their common token. `None` when it may be
+/// about one.
+fn everybodys(error: MetadataError, count: usize) -> Option<Vec<MetadataError>> {
+    let each = |error: &dyn Fn() -> MetadataError| Some((0..count).map(|_| error()).collect());
+    match error {
+        MetadataError::Unavailable { transaction, source } => {
+            Some(share(count, source, |source| MetadataError::Unavailable { transaction, source }))
+        }
+        MetadataError::Unknown { transaction, source } => {
+            Some(share(count, source, |source| MetadataError::Unknown { transaction, source }))
+        }
+        MetadataError::Fenced { what } => each(&|| MetadataError::fenced(what.clone())),
+        MetadataError::Schema { reason } => each(&|| MetadataError::schema(reason.clone())),
+        MetadataError::Unsupported { reason } => {
+            each(&|| MetadataError::Unsupported { reason: reason.clone() })
+        }
+        _ => None,
     }
 }
 
 /// An error for each of `count` callers, of one source.
-fn share<A>(
+fn share(
     count: usize,
     source: Box<dyn StdError + Send + Sync>,
     error: impl Fn(Box<dyn StdError + Send + Sync>) -> MetadataError,
-) -> Vec<Result<A>> {
+) -> Vec<MetadataError> {
     let source: Arc<dyn StdError + Send + Sync> = source.into();
-    (0..count).map(|_| Err(error(Box::new(Arc::clone(&source))))).collect()
+    (0..count).map(|_| error(Box::new(Arc::clone(&source)))).collect()
 }
 
 /// The answers to calls that brought several requests each, given back to each: `counts` says how many.
@@ -225,7 +302,6 @@ pub(crate) fn apart<A>(answers: Vec<A>, counts: impl IntoIterator<Item = usize>)
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use futures::future::join_all;
     use tokio::sync::Notify;
 
     use super::*;
@@ -305,24 +381,30 @@ mod tests {
         None
     }
 
-    /// Makes calls at once, in this order, while the turn is somebody's; then lets one transaction after the other go.
+    /// Lets everybody else run until they wait.
+    async fn settle() {
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Makes calls that are asked in this order before any is begun; then lets one transaction after the other go.
     async fn all(
         database: &Database,
         asks: Vec<Ask>,
         fails: fn(&[u64]) -> Option<MetadataError>,
     ) -> Vec<Result<usize>> {
         let group = Group::new("test");
-        let calls = join_all(asks.into_iter().map(|ask| group.make(ask, database.work(fails))));
-        let mut calls = Box::pin(calls);
-        let turn = Arc::clone(&group.turn).lock_owned().await;
-        assert!(futures::poll!(calls.as_mut()).is_pending());
-        drop(turn);
+        // One thread: nothing begins before all have asked.
+        let calls = asks.into_iter().map(|ask| group.make(ask, database.work(fails)));
+        let mut calls = Box::pin(join_all(calls));
         loop {
             if let std::task::Poll::Ready(answers) = futures::poll!(calls.as_mut()) {
                 return answers;
             }
+            settle().await;
             database.go.notify_one();
-            tokio::task::yield_now().await;
+            settle().await;
         }
     }
 
@@ -333,22 +415,27 @@ mod tests {
     #[tokio::test]
     async fn who_comes_meanwhile_shares_the_next_transaction() {
         let database = Database::default();
-        let group = Group::new("test");
-        let first = group.make(ask(0), database.work(never));
-        let mut first = Box::pin(first);
-        assert!(futures::poll!(first.as_mut()).is_pending(), "alone, and at once");
-        let mut others = Box::pin(join_all((1..9).map(|n| group.make(ask(n), database.work(never)))));
-        assert!(futures::poll!(others.as_mut()).is_pending());
+        let group = Arc::new(Group::new("test"));
+        let make = |n| {
+            let (group, work) = (Arc::clone(&group), database.work(never));
+            tokio::spawn(async move { group.make(ask(n), work).await })
+        };
+        let first = make(0);
+        settle().await;
+        assert_eq!(database.made(), [vec![0]], "alone, and at once");
+        let others: Vec<_> = (1..9).map(make).collect();
+        settle().await;
         assert_eq!(database.made(), [vec![0]]);
         database.go.notify_one();
-        assert_eq!(first.await.unwrap(), 0);
-        assert!(futures::poll!(others.as_mut()).is_pending());
+        assert_eq!(first.await.unwrap().unwrap(), 0);
         database.go.notify_one();
-        assert_eq!(turns(others.await), [1; 8]);
+        for other in others {
+            assert_eq!(other.await.unwrap().unwrap(), 1);
+        }
         assert_eq!(database.made(), [vec![0], (1..9).collect()]);
         // And nothing is left behind.
         database.go.notify_one();
-        assert_eq!(group.make(ask(9), database.work(never)).await.unwrap(), 2);
+        assert_eq!(make(9).await.unwrap().unwrap(), 2);
     }
 
     #[tokio::test]
@@ -374,35 +461,57 @@ mod tests {
     #[tokio::test]
     async fn a_caller_who_leaves_takes_nobody_along() {
         let database = Database::default();
-        let group = Group::new("test");
-        let mut calls: Vec<_> =
-            (0..3).map(|n| Some(Box::pin(group.make(ask(n), database.work(never))))).collect();
-        // The first holds the turn; the others share a transaction after it.
-        for call in calls.iter_mut().flatten() {
-            assert!(futures::poll!(call.as_mut()).is_pending());
-        }
-        drop(calls[0].take());
-        assert_eq!(database.dropped.load(Ordering::SeqCst), 1, "nobody waits for it, and it is gone at once");
-        for call in calls.iter_mut().flatten() {
-            assert!(futures::poll!(call.as_mut()).is_pending());
-        }
+        let group = Arc::new(Group::new("test"));
+        let make = |n| {
+            let (group, work) = (Arc::clone(&group), database.work(never));
+            tokio::spawn(async move { group.make(ask(n), work).await })
+        };
+        let first = make(0);
+        settle().await;
+        let [second, third, fourth] = [1, 2, 3].map(make);
+        settle().await;
+        // Nobody waits for it any more, and it is gone at once; who has left before his turn is not made at all.
+        first.abort();
+        fourth.abort();
+        settle().await;
+        assert_eq!(database.dropped.load(Ordering::SeqCst), 1);
         assert_eq!(database.made(), [vec![0], vec![1, 2]]);
-        // Whoever began it leaves; the other drives it to its end.
-        drop(calls[1].take());
+        // One of two leaves, and the other's goes on.
+        second.abort();
+        settle().await;
         assert_eq!(database.dropped.load(Ordering::SeqCst), 1);
         database.go.notify_one();
-        assert_eq!(calls[2].take().unwrap().await.unwrap(), 1);
-        // Who leaves before his turn is not made at all.
-        let mut first = Box::pin(group.make(ask(7), database.work(never)));
-        let mut second = Box::pin(group.make(ask(8), database.work(never)));
-        assert!(futures::poll!(first.as_mut()).is_pending());
-        assert!(futures::poll!(second.as_mut()).is_pending());
-        drop(second);
+        assert_eq!(third.await.unwrap().unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_caller_who_does_not_look_holds_up_nobody() {
+        let database = Database::default();
+        let group = Group::new("test");
+        let mut idle = Box::pin(group.make(ask(0), database.work(never)));
+        assert!(futures::poll!(idle.as_mut()).is_pending());
+        settle().await;
         database.go.notify_one();
-        first.await.unwrap();
+        settle().await;
         database.go.notify_one();
-        group.make(ask(9), database.work(never)).await.unwrap();
-        assert_eq!(database.made()[2..], [vec![7], vec![9]]);
+        assert_eq!(group.make(ask(1), database.work(never)).await.unwrap(), 1);
+        assert_eq!(idle.await.unwrap(), 0, "and its answer waits for it");
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_unknown_outcome_and_the_next_call_begins_anew() {
+        fn panics(calls: &[u64]) -> Option<MetadataError> {
+            assert!(!calls.contains(&2), "planted");
+            None
+        }
+        let database = Database::default();
+        let group = Group::new("test");
+        let asks = [1, 2].map(|n| group.make(ask(n), database.work(panics)));
+        for answer in join_all(asks).await {
+            assert!(matches!(answer, Err(MetadataError::Unknown { transaction: "test", .. })), "{answer:?}");
+        }
+        database.go.notify_one();
+        group.make(ask(3), database.work(panics)).await.unwrap();
     }
 
     #[tokio::test]
@@ -414,6 +523,25 @@ mod tests {
         let answers = all(&database, vec![ask(1), ask(2), ask(3)], spoiled).await;
         assert_eq!(database.made(), [vec![1, 2, 3], vec![1], vec![2], vec![3]]);
         assert!(matches!(&answers[..], [Ok(1), Err(MetadataError::Corrupt { .. }), Ok(3)]), "{answers:?}");
+    }
+
+    #[tokio::test]
+    async fn when_the_database_goes_away_one_by_one_ends() {
+        fn away_after_one(calls: &[u64]) -> Option<MetadataError> {
+            match calls {
+                [_] if calls.contains(&2) => {
+                    Some(MetadataError::Unknown { transaction: "test", source: "it is away".into() })
+                }
+                [_] => None,
+                _ => Some(MetadataError::corrupt("t", 2, "c", "it is damaged")),
+            }
+        }
+        let database = Database::default();
+        let answers = all(&database, (1..5).map(ask).collect(), away_after_one).await;
+        assert_eq!(database.made(), [vec![1, 2, 3, 4], vec![1], vec![2]]);
+        let [Ok(_), Err(second), Err(third), Err(_)] = &answers[..] else { panic!("{answers:?}") };
+        assert!(matches!(second, MetadataError::Unknown { .. }), "{second}");
+        assert!(matches!(third, MetadataError::Unavailable { .. }), "{third}");
     }
 
     #[tokio::test]

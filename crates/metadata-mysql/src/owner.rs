@@ -16,7 +16,7 @@ use metadata_api::{MetadataError, Result};
 use sqlx::{query, query_as};
 
 use crate::MysqlStore;
-use crate::admin::{check_update, update_info};
+use crate::admin::{check_update, lock_info, update_info};
 use crate::events::{Event, apply};
 use crate::feeds::{
     Feed, ScheduleWrite, changefeed_text, check_owner, feeds, free_names, lock_feed, no_changefeed,
@@ -243,7 +243,8 @@ impl OwnerStore for MysqlStore {
             .tx("owner.update", |tx| {
                 Box::pin(async move {
                     let (_, feed) = lock_owned(tx, term).await?;
-                    update_info(tx, &feed, expected, update).await
+                    let info = lock_info(tx, &feed, expected).await?;
+                    update_info(tx, info, update).await
                 })
             })
             .await

@@ -46,20 +46,13 @@ struct OverviewRow {
     schedule: ScheduleRow,
 }
 
-/// Asks what the owners reported of the schedules that `filter` leaves; it is a WHERE over `s` and `i`. An owner's progress is one
-/// value for a thousand changefeeds, so it is asked for once, and not with each of them.
-fn read_reported(filter: impl FnOnce(&mut Sql)) -> Sql {
-    let mut owners = Sql::new("");
-    filter(&mut owners);
-    let mut sql = Sql::new("SELECT p.capture_id, p.value FROM ");
-    if !owners.is_empty() {
-        sql.push(
-            "(SELECT DISTINCT s.owner FROM schedule s JOIN changefeed_info i ON i.uuid = s.changefeed_uuid",
-        );
-        sql.append(&owners).push(") o JOIN progress p ON p.capture_id = o.owner");
-        return sql;
-    }
-    sql.push("progress p");
+/// Asks what the owners reported of the schedules that `filter` leaves. An owner's progress is one value for a thousand
+/// changefeeds, so it is asked for once, and not with each of them.
+fn read_reported(schedules: &'static str, filter: impl FnOnce(&mut Sql)) -> Sql {
+    let mut sql = Sql::new("SELECT p.capture_id, p.value FROM (SELECT DISTINCT s.owner FROM ");
+    sql.push(schedules);
+    filter(&mut sql);
+    sql.push(") o JOIN progress p ON p.capture_id = o.owner");
     sql
 }
 
@@ -101,7 +94,8 @@ pub(crate) async fn overviews(
     sql.push(order);
     let mut reported = Reported::default();
     let mut overviews = Vec::new();
-    Sql::read_moment(tx, &[read_reported(filter), sql], |statement, row| {
+    let schedules = "schedule s JOIN changefeed_info i ON i.uuid = s.changefeed_uuid";
+    Sql::read_moment(tx, &[read_reported(schedules, filter), sql], |statement, row| {
         if statement == 0 {
             return Ok(reported.add(FromRow::from_row(row)?)?);
         }
@@ -212,7 +206,8 @@ impl QueryStore for MysqlStore {
                     let mut sql = Sql::new("SELECT ");
                     sql.push(SCHEDULE).push(" FROM schedule s");
                     where_uuids(&mut sql, "s.changefeed_uuid", which);
-                    let reports = read_reported(|sql| where_uuids(sql, "s.changefeed_uuid", which));
+                    let filter = |sql: &mut Sql| where_uuids(sql, "s.changefeed_uuid", which);
+                    let reports = read_reported("schedule s", filter);
                     let mut reported = Reported::default();
                     let mut progresses = BTreeMap::new();
                     Sql::read_moment(tx, &[reports, sql], |statement, row| {

@@ -83,11 +83,12 @@ pub(crate) enum Class {
 }
 
 /// 1020: `MariaDB`'s snapshot isolation met a newer row. 1040 and 1203: too many connections. 1205: lock wait. 1213: deadlock. 1062: a duplicate; every closure looks first, so
-/// a second run finds it. 1317, 1969 and 3024: the statement was killed or took too long. 8002, 8005, 8022, 8028, 9004,
+/// a second run finds it. 1317, 1969 and 3024: the statement was killed or took too long. 1412: somebody
+/// altered a table since the snapshot began. 8002, 8005, 8022, 8028, 9004,
 /// 9007: `TiDB`'s conflicts; 9001 to 9003, 9005: its storage is busy or has no leader.
-const AGAIN: [u16; 19] = [
-    1020, 1040, 1062, 1203, 1205, 1213, 1317, 1969, 3024, 8002, 8005, 8022, 8028, 9001, 9002, 9003, 9004,
-    9005, 9007,
+const AGAIN: [u16; 20] = [
+    1020, 1040, 1062, 1203, 1205, 1213, 1317, 1412, 1969, 3024, 8002, 8005, 8022, 8028, 9001, 9002, 9003,
+    9004, 9005, 9007,
 ];
 
 /// 1053 shutdown, 1152 to 1161 network, 1927 killed, 2006 and 2013 (a proxy's), 3168 and 3169 (session closed by the

@@ -105,16 +105,6 @@ impl Sql {
         self
     }
 
-    /// The rest of this statement.
-    pub(crate) fn append(&mut self, rest: &Self) -> &mut Self {
-        self.0.push_str(&rest.0);
-        self
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     fn query(self) -> RawSql {
         sqlx::raw_sql(AssertSqlSafe(self.0))
     }
@@ -164,7 +154,7 @@ impl Sql {
     }
 
     /// Reads of one moment, in one round trip: a transaction begins, asks, and ends. `each` gets every row as it comes, with the
-    /// place of its statement in `reads`. When it fails the transaction is still open.
+    /// place of its statement in `reads`. When it fails the transaction may still be open.
     pub(crate) async fn read_moment(
         connection: &mut MySqlConnection,
         reads: &[Self],

@@ -42,7 +42,7 @@ impl Watched {
     }
 
     /// Makes calls while somebody holds the fence: the first one waits for it, all others for the first. Gives their answers,
-    /// and asserts that they took two turns.
+    /// and asserts that they took two turns at most.
     async fn together<T: Send + 'static>(
         &mut self,
         calls: impl IntoIterator<Item = impl Future<Output = Result<T>> + Send + 'static>,
@@ -56,7 +56,8 @@ impl Watched {
         wait_for_transactions(self.kind, &mut self.watcher, 2).await;
         outsider.go().await;
         let answers = calls.await.expect("no panic");
-        assert_eq!(self.turns().await - before, 2, "turns at the fence of {} calls", answers.len());
+        let turns = self.turns().await - before;
+        assert!((1..=2).contains(&turns), "{turns} turns at the fence of {} calls", answers.len());
         answers
     }
 

@@ -40,8 +40,9 @@ const FENCED_TICK: Duration = Duration::from_millis(100);
 const STUCK_AFTER: Duration = Duration::from_secs(4);
 /// How long a stop goes on trying to release what has stopped.
 const RELEASE_LIMIT: Duration = Duration::from_secs(10);
-/// How many states are written at a time: a thousand changefeeds may fail in one moment, and the pool has other work.
-const REPORTS_AT_A_TIME: usize = 2;
+/// How many states are being written at a time: a thousand changefeeds may fail in one moment, and the pool has other work. (A
+/// store may commit those that wait together.)
+const REPORTS_AT_A_TIME: usize = 16;
 /// Before the store is asked again about a launch that it did not confirm.
 pub(super) const ASK_AGAIN: Duration = Duration::from_millis(500);
 

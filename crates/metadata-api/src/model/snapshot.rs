@@ -5,7 +5,7 @@ use super::{
     OwnerTerm, Placement, Revision, UpstreamInfo,
 };
 
-/// All that an operator sees of one changefeed, read in one statement.
+/// All that an operator sees of one changefeed, read in one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChangefeedOverview {
     /// What it is to do.
@@ -20,7 +20,7 @@ pub struct ChangefeedOverview {
     pub progress: ChangefeedProgress,
 }
 
-/// What a capture needs to start a changefeed that it owns, read in one statement.
+/// What a capture needs to start a changefeed that it owns, read in one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OwnerLaunch {
     /// The token of the launch.

@@ -19,8 +19,8 @@ pub enum Authority {
 /// takes `fence` for the revision (no epoch) and then writes versioned updates.
 #[async_trait]
 pub trait AdminStore: Send + Sync {
-    /// Creates a changefeed with a fresh uuid (the transaction's revision; a second one in the same revision counts
-    /// up), its upstream (upserted in the same transaction), its state (uninitialized), and its schedule (`Removed`,
+    /// Creates a changefeed with a fresh uuid (the transaction's revision; where several share a transaction,
+    /// each one of the revisions that it took), its upstream (upserted in the same transaction), its state (uninitialized), and its schedule (`Removed`,
     /// with the given task position).
     ///
     /// A repeated create with the same `client_request_id` returns what the first one made, so an `Unknown` outcome is

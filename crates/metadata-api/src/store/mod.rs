@@ -1,6 +1,6 @@
 //! What a backend implements: one trait a role, joined as [`MetadataStore`].
 //!
-//! A store does transactions only; it starts no background work and decides nothing by time. Each method is one
+//! A store does transactions only; it does nothing that nobody called for, and decides nothing by time. Each method is one
 //! named transaction (or one plain statement) and says which token it checks. The rules that hold for
 //! all of them:
 //!
@@ -17,7 +17,7 @@
 //! * **Absent is not an error.** A lookup of something that does not exist gives `None` or leaves it out.
 //!
 //! Cancelling a call (dropping its future) leaves nothing open on the server: the connection is closed. Whether the call was
-//! made is unknown then, as when an answer is lost.
+//! made is unknown then, as when an answer is lost; where it shares a transaction with others it may be made a little later.
 //!
 //! How to add a store: implement the traits of this module, file by file, in a crate of your own, and run the
 //! `metadata-conformance` suite on it.

@@ -9,7 +9,7 @@ use crate::model::{
     ProcessorSchedule, ProcessorStatus, UpstreamId, UpstreamInfo,
 };
 
-/// Plain reads. No lock, no token; each method is one statement and so sees one moment.
+/// Plain reads. No lock, no token; each method sees one moment: one statement, or one snapshot.
 ///
 /// `which = None` means all that are not cleaned up yet, the removed ones included. What is asked for and does
 /// not exist is left out. Lists are ordered by key.
