@@ -68,7 +68,7 @@ impl Scale {
             turn: Duration::from_millis(300),
             captures: if sqlite { vec![50] } else { vec![100] },
             idle: if sqlite { vec![20] } else { vec![50] },
-            watch: Duration::from_secs(6),
+            watch: Duration::from_secs(4),
             advance: vec![10, 1_000],
             changefeeds: 30,
             launch: 2_000,
