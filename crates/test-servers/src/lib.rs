@@ -415,14 +415,20 @@ pub async fn sessions_are_gone(url: &str, limit: Duration) {
     let mut connection = MySqlConnection::connect(url).await.expect("a connection");
     let started = Instant::now();
     loop {
-        // Not their statements: MySQL refuses to show one with a character of four bytes (3854).
-        let others: Vec<String> = sqlx::query_scalar(
+        // Not their statements. MySQL makes up the whole row all the same, and refuses (3854) while anybody's statement has a
+        // character of four bytes: that is to be asked again.
+        let others: Vec<String> = match sqlx::query_scalar(
             "SELECT CONCAT_WS(' ', id, command, time, state) FROM information_schema.processlist \
              WHERE db = DATABASE() AND id <> CONNECTION_ID()",
         )
         .fetch_all(&mut connection)
         .await
-        .expect("the sessions");
+        {
+            Err(sqlx::Error::Database(error)) if error.message().contains("utf8mb3") => {
+                vec![error.to_string()]
+            }
+            others => others.expect("the sessions"),
+        };
         if others.is_empty() {
             break;
         }
