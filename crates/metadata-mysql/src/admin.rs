@@ -1,7 +1,5 @@
 //! [`AdminStore`]: what an operator may ask of any capture.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use metadata_api::codec::{check_uri, encode_config, encode_position, split_uri};
 use metadata_api::decision::feed_state::{FeedEvent, check_updatable};
@@ -18,7 +16,7 @@ use crate::MysqlStore;
 use crate::capture::lock_capture;
 use crate::create::{Create, create};
 use crate::election::vacate;
-use crate::events::{Event, apply, apply_event};
+use crate::events::{Event, Writes, apply};
 use crate::feeds::{
     Feed, ScheduleWrite, changefeed_text, is_carried, lock_feed, no_changefeed, write_schedules,
 };
@@ -169,27 +167,18 @@ async fn overwrite(
     let mut batch = Batch::default();
     write_schedules(&mut batch, revision, &[write]);
     batch.send(tx).await?;
-    apply_event(tx, revision, feed, FeedEvent::Resume).await
+    let mut writes = Writes::default();
+    let status = writes.add(feed, FeedEvent::Resume, None)?;
+    writes.send(tx, revision).await?;
+    Ok(status)
 }
 
 #[async_trait]
 impl AdminStore for MysqlStore {
     #[tracing::instrument(name = "admin.create", skip_all, fields(changefeed = %new.name))]
     async fn changefeed_create(&self, authority: Authority, new: &NewChangefeed) -> Result<ChangefeedInfo> {
-        let new = Create::new(new)?;
-        if authority == Authority::Operator && !new.names_an_upstream() {
-            let group = &self.groups.create;
-            return group
-                .commit(&self.runner, new, |tx, all| Box::pin(create(tx, Authority::Operator, all)))
-                .await;
-        }
-        // Alone: another's row may have to be read, and written, in between.
-        let new = &[Arc::new(new)];
-        let mut answers = self
-            .runner
-            .tx("admin.create", |tx| Box::pin(async move { create(tx, authority, new).await }))
-            .await?;
-        answers.pop().unwrap_or_else(|| Err(MetadataError::conflict("nothing was created")))
+        let new = Create::new(authority, new)?;
+        self.groups.create.commit(&self.runner, new, |tx, creates| Box::pin(create(tx, creates))).await
     }
 
     #[tracing::instrument(name = "admin.update", skip_all, fields(%changefeed))]
@@ -219,7 +208,8 @@ impl AdminStore for MysqlStore {
 
     #[tracing::instrument(name = "admin.pause", skip_all, fields(%changefeed))]
     async fn changefeed_pause(&self, changefeed: ChangefeedUuid) -> Result<ChangefeedStatus> {
-        self.groups.pause.commit(&self.runner, Event::of(changefeed, FeedEvent::Pause), apply).await
+        let event = Event::by(Authority::Operator, changefeed, FeedEvent::Pause);
+        self.groups.pause.commit(&self.runner, event, apply).await
     }
 
     #[tracing::instrument(name = "admin.resume", skip_all, fields(%changefeed))]
@@ -229,7 +219,7 @@ impl AdminStore for MysqlStore {
         overwrite: Option<&ChangefeedProgress>,
     ) -> Result<ChangefeedStatus> {
         let Some(position) = overwrite else {
-            let event = Event::of(changefeed, FeedEvent::Resume);
+            let event = Event::by(Authority::Operator, changefeed, FeedEvent::Resume);
             return self.groups.resume.commit(&self.runner, event, apply).await;
         };
         let position = encode_position("overwrite_checkpoint_ts", position)?;
@@ -250,18 +240,8 @@ impl AdminStore for MysqlStore {
         authority: Authority,
         changefeed: ChangefeedUuid,
     ) -> Result<ChangefeedStatus> {
-        if authority == Authority::Operator {
-            let event = Event::of(changefeed, FeedEvent::Remove);
-            return self.groups.remove.commit(&self.runner, event, apply).await;
-        }
-        self.runner
-            .tx("admin.remove", |tx| {
-                Box::pin(async move {
-                    let (revision, feed) = lock_feed(tx, authority, changefeed).await?;
-                    apply_event(tx, revision, &feed, FeedEvent::Remove).await
-                })
-            })
-            .await
+        let event = Event::by(authority, changefeed, FeedEvent::Remove);
+        self.groups.remove.commit(&self.runner, event, apply).await
     }
 
     #[tracing::instrument(name = "admin.drain", skip_all, fields(%capture))]

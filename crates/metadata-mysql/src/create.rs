@@ -23,6 +23,7 @@ use crate::tx::Tx;
 
 /// A request to create a changefeed, and what is stored of it.
 pub(crate) struct Create {
+    authority: Authority,
     new: NewChangefeed,
     config: String,
     position: String,
@@ -32,20 +33,17 @@ pub(crate) struct Create {
 
 impl Create {
     /// Checks what needs no database.
-    pub(crate) fn new(new: &NewChangefeed) -> Result<Self> {
+    pub(crate) fn new(authority: Authority, new: &NewChangefeed) -> Result<Self> {
         check_changefeed(new)?;
         let (endpoints, credentials) = split_uri("upstream_uri", &new.upstream_uri)?;
         Ok(Self {
+            authority,
             config: encode_config(&new.config)?,
             position: encode_position("task_position", &new.task_position)?,
             endpoints,
             credentials,
             new: new.clone(),
         })
-    }
-
-    pub(crate) fn names_an_upstream(&self) -> bool {
-        self.new.upstream_id.is_some()
     }
 }
 
@@ -54,6 +52,12 @@ impl Call for Create {
 
     fn keys(&self) -> Vec<Key> {
         vec![Key::Name(self.new.name.to_string()), Key::Request(self.new.client_request_id)]
+    }
+
+    fn may_join(&self, first: &Self) -> bool {
+        // Who names an upstream goes alone: another's row may have to be read, and written, in between.
+        let own_upstreams = self.new.upstream_id.is_none() && first.new.upstream_id.is_none();
+        self.authority == first.authority && own_upstreams
     }
 
     fn text(&self) -> usize {
@@ -186,17 +190,17 @@ fn inserts(revision: Revision, rows: &[Inserted<'_>]) -> Sql {
 /// Creates them, each for itself: one that is refused keeps no other from being made.
 pub(crate) async fn create(
     tx: &mut Tx<'_>,
-    authority: Authority,
     creates: &[Arc<Create>],
 ) -> TxResult<Vec<Result<ChangefeedInfo>>> {
+    let Some(first) = creates.first() else { return Ok(Vec::new()) };
     // Each gets a revision as its uuid.
-    let (revision, [rivals]) =
-        fence_lock_taking(tx, authority, creates.len() as u64, [read_rivals(creates)]).await?;
+    let count = creates.len() as u64;
+    let (revision, [rivals]) = fence_lock_taking(tx, first.authority, count, [read_rivals(creates)]).await?;
     let rivals = Rivals::of(&rivals)?;
-    let first = revision.0 + 1 - creates.len() as u64;
+    let met: Vec<_> = creates.iter().map(|create| rivals.answer(&create.new)).collect();
     let mut rows = Vec::with_capacity(creates.len());
-    for (create, uuid) in creates.iter().zip(first..) {
-        if rivals.answer(&create.new).is_none() {
+    for ((create, met), uuid) in creates.iter().zip(&met).zip(revision.0 + 1 - count..) {
+        if met.is_none() {
             let (upstream, upstream_is_new) = choose_upstream(tx, ChangefeedUuid(uuid), create).await?;
             rows.push(Inserted { uuid, upstream, upstream_is_new, create });
         }
@@ -210,12 +214,9 @@ pub(crate) async fn create(
             made.insert(info.client_request_id, info);
         }
     }
-    let mut answers = Vec::with_capacity(creates.len());
-    for create in creates {
-        answers.push(match rivals.answer(&create.new) {
-            Some(answer) => answer,
-            None => Ok(made.remove(&create.new.client_request_id).ok_or(TxError::Moved("a changefeed"))?),
-        });
-    }
-    Ok(answers)
+    let answer = |(create, met): (&Arc<Create>, Option<Result<ChangefeedInfo>>)| match met {
+        Some(answer) => Ok(answer),
+        None => Ok(Ok(made.remove(&create.new.client_request_id).ok_or(TxError::Moved("a changefeed"))?)),
+    };
+    creates.iter().zip(met).map(answer).collect()
 }

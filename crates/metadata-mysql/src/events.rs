@@ -23,17 +23,25 @@ use crate::tx::{BoxFuture, Tx};
 
 /// An event for a changefeed, by an operator, or by its owner.
 pub(crate) struct Event {
-    pub(crate) changefeed: ChangefeedUuid,
-    /// Whose word it is; `None` = an operator's.
-    pub(crate) term: Option<OwnerTerm>,
-    pub(crate) kind: FeedEvent,
-    pub(crate) error: Option<RunningError>,
+    changefeed: ChangefeedUuid,
+    /// In whose name the fence is locked.
+    authority: Authority,
+    /// The owner whose word it is, if it is an owner's.
+    term: Option<OwnerTerm>,
+    kind: FeedEvent,
+    error: Option<RunningError>,
 }
 
 impl Event {
-    /// An operator's.
-    pub(crate) fn of(changefeed: ChangefeedUuid, kind: FeedEvent) -> Self {
-        Self { changefeed, term: None, kind, error: None }
+    /// An operator's, or the controller's.
+    pub(crate) fn by(authority: Authority, changefeed: ChangefeedUuid, kind: FeedEvent) -> Self {
+        Self { changefeed, authority, term: None, kind, error: None }
+    }
+
+    /// Its owner's.
+    pub(crate) fn by_owner(term: OwnerTerm, kind: FeedEvent, error: Option<RunningError>) -> Self {
+        let changefeed = term.changefeed;
+        Self { changefeed, authority: Authority::Operator, term: Some(term), kind, error }
     }
 }
 
@@ -42,6 +50,10 @@ impl Call for Event {
 
     fn keys(&self) -> Vec<Key> {
         vec![Key::Changefeed(self.changefeed.0)]
+    }
+
+    fn may_join(&self, first: &Self) -> bool {
+        self.authority == first.authority
     }
 
     fn text(&self) -> usize {
@@ -123,27 +135,15 @@ fn remove(which: impl IntoIterator<Item = ChangefeedUuid>, are_owned: bool) -> S
     sql
 }
 
-/// Applies one event to a changefeed that was read under the fence.
-pub(crate) async fn apply_event(
-    tx: &mut Tx<'_>,
-    revision: Revision,
-    feed: &Feed,
-    event: FeedEvent,
-) -> TxResult<ChangefeedStatus> {
-    let mut writes = Writes::default();
-    let status = writes.add(feed, event, None)?;
-    writes.send(tx, revision).await?;
-    Ok(status)
-}
-
 /// Applies events, each for itself.
 pub(crate) fn apply<'t, 'env>(
     tx: &'t mut Tx<'env>,
     events: &'env [Arc<Event>],
 ) -> BoxFuture<'t, Vec<Result<ChangefeedStatus>>> {
     Box::pin(async move {
+        let Some(first) = events.first() else { return Ok(Vec::new()) };
         let read = read_feeds(events.iter().map(|event| event.changefeed));
-        let (revision, [found]) = fence_lock_reading(tx, Authority::Operator, [read]).await?;
+        let (revision, [found]) = fence_lock_reading(tx, first.authority, [read]).await?;
         let mut feeds = feeds(&found)?;
         let mut writes = Writes::default();
         let answers = events.iter().map(|event| {

@@ -303,6 +303,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::sync::Notify;
+    use tokio::task::JoinHandle;
 
     use super::*;
 
@@ -381,6 +382,15 @@ mod tests {
         None
     }
 
+    /// Callers of one group, each a task of its own.
+    fn asks_of(database: &Database) -> impl Fn(u64) -> JoinHandle<Result<usize>> + use<> {
+        let (group, database) = (Arc::new(Group::new("test")), database.clone());
+        move |n| {
+            let (group, work) = (Arc::clone(&group), database.work(never));
+            tokio::spawn(async move { group.make(ask(n), work).await })
+        }
+    }
+
     /// Lets everybody else run until they wait.
     async fn settle() {
         for _ in 0..50 {
@@ -415,15 +425,11 @@ mod tests {
     #[tokio::test]
     async fn who_comes_meanwhile_shares_the_next_transaction() {
         let database = Database::default();
-        let group = Arc::new(Group::new("test"));
-        let make = |n| {
-            let (group, work) = (Arc::clone(&group), database.work(never));
-            tokio::spawn(async move { group.make(ask(n), work).await })
-        };
+        let make = asks_of(&database);
         let first = make(0);
         settle().await;
         assert_eq!(database.made(), [vec![0]], "alone, and at once");
-        let others: Vec<_> = (1..9).map(make).collect();
+        let others: Vec<_> = (1..9).map(&make).collect();
         settle().await;
         assert_eq!(database.made(), [vec![0]]);
         database.go.notify_one();
@@ -461,14 +467,10 @@ mod tests {
     #[tokio::test]
     async fn a_caller_who_leaves_takes_nobody_along() {
         let database = Database::default();
-        let group = Arc::new(Group::new("test"));
-        let make = |n| {
-            let (group, work) = (Arc::clone(&group), database.work(never));
-            tokio::spawn(async move { group.make(ask(n), work).await })
-        };
+        let make = asks_of(&database);
         let first = make(0);
         settle().await;
-        let [second, third, fourth] = [1, 2, 3].map(make);
+        let [second, third, fourth] = [1, 2, 3].map(&make);
         settle().await;
         // Nobody waits for it any more, and it is gone at once; who has left before his turn is not made at all.
         first.abort();

@@ -224,7 +224,7 @@ impl OwnerStore for MysqlStore {
     ) -> Result<ChangefeedStatus> {
         encode_error("error", error.as_ref())?;
         if !matches!(event, FeedEvent::Report(FeedState::Normal | FeedState::Warning | FeedState::Pending)) {
-            let event = Event { changefeed: term.changefeed, term: Some(term), kind: event, error };
+            let event = Event::by_owner(term, event, error);
             return self.groups.transition.commit(&self.runner, event, apply).await;
         }
         let (group, call) = (&self.groups.report, Report { term, event, error });

@@ -203,10 +203,10 @@ impl QueryStore for MysqlStore {
         self.runner
             .snapshot("query.changefeed_progresses", |tx| {
                 Box::pin(async move {
+                    let filter = |sql: &mut Sql| where_uuids(sql, "s.changefeed_uuid", which);
                     let mut sql = Sql::new("SELECT ");
                     sql.push(SCHEDULE).push(" FROM schedule s");
-                    where_uuids(&mut sql, "s.changefeed_uuid", which);
-                    let filter = |sql: &mut Sql| where_uuids(sql, "s.changefeed_uuid", which);
+                    filter(&mut sql);
                     let reports = read_reported("schedule s", filter);
                     let mut reported = Reported::default();
                     let mut progresses = BTreeMap::new();
