@@ -86,7 +86,8 @@ pub struct ResetReport {
 /// changefeeds are left, and of how many.
 ///
 /// # Errors
-/// [`Fenced`](MetadataError::Fenced) when another capture became the controller meanwhile; `Unavailable` and `Unknown`. What was
+/// [`Fenced`](MetadataError::Fenced) when another capture became the controller meanwhile; `Conflict`, before anything is
+/// removed, when a changefeed's row does not decode; `Unavailable` and `Unknown`. What was
 /// deleted by then is deleted.
 pub async fn reset(
     store: Arc<dyn MetadataStore>,
@@ -167,6 +168,13 @@ impl<'a, P: FnMut(usize, usize)> Reset<'a, P> {
         let mut stopping_since = None;
         loop {
             let snapshot = self.store.schedule_snapshot().await?;
+            if let Some(row) = snapshot.unreadable.first() {
+                let what = format!(
+                    "changefeed {} cannot be reset before its row is mended: {}",
+                    row.changefeed, row.reason
+                );
+                return Err(MetadataError::conflict(what));
+            }
             let left = snapshot.changefeeds.len();
             total = total.max(left);
             (self.progress)(left, total);

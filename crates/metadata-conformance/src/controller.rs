@@ -1,5 +1,7 @@
 //! `ControllerStore`: owners, dead captures, cleanup. (Processors: [`crate::processor`].)
 
+use std::collections::BTreeSet;
+
 use metadata_api::model::{
     CaptureId, CaptureState, CaptureTerm, ChangefeedUuid, ControllerTerm, FeedState, OwnerEpoch, Placement,
     ScheduleState, ScheduleTarget, UpstreamId, Version,
@@ -433,6 +435,56 @@ pub async fn a_release_leaves_the_state_alone(c: &Cluster) {
     assert_eq!(c.store.capture_release(o.controller, o.capture.capture, 5).await.unwrap(), 1);
     assert_eq!(c.status(o.changefeed).await, status);
     assert_eq!(c.schedule(o.changefeed).await.state, ScheduleState::Removed);
+}
+
+/// A changefeed of which something does not decode is told apart, and stops neither what is planned for the others nor what is
+/// taken from a dead capture. It keeps its owner, and with it the capture's rows.
+pub async fn what_does_not_decode_stops_no_other(c: &Cluster) {
+    let o = c.owned("taken").await;
+    let mut feeds = vec![o.changefeed];
+    for name in ["damaged", "stateless", "also-taken"] {
+        let uuid = c.create(name).await.uuid;
+        let target = c.launch_target(uuid, o.capture).await;
+        c.store.owner_set(o.controller, &[target]).await.unwrap().remove(0).unwrap();
+        feeds.push(uuid);
+    }
+    let [taken, damaged, stateless, also] = feeds[..] else { panic!("four") };
+    let well = c.store.schedule_snapshot().await.unwrap();
+    assert_eq!((well.changefeeds.len(), well.unreadable.len()), (4, 0));
+    c.execute(&format!("UPDATE schedule SET owner_state = 'dancing' WHERE changefeed_uuid = {damaged}"))
+        .await;
+    c.execute(&format!("UPDATE changefeed_state SET state = 'dancing' WHERE changefeed_uuid = {stateless}"))
+        .await;
+    let snapshot = c.store.schedule_snapshot().await.unwrap();
+    let readable: BTreeSet<_> = snapshot.changefeeds.iter().map(|feed| feed.schedule.changefeed).collect();
+    assert_eq!(readable, BTreeSet::from([taken, also]));
+    let mut unreadable = snapshot.unreadable;
+    unreadable.sort_by_key(|row| row.changefeed != damaged);
+    let reasons: Vec<_> = unreadable.iter().map(|row| (row.changefeed, row.reason.as_str())).collect();
+    let [(first, schedule), (second, state)] = reasons[..] else { panic!("{reasons:?}") };
+    assert_eq!((first, second), (damaged, stateless));
+    assert!(schedule.contains("owner_state") && schedule.contains(&damaged.to_string()), "{schedule}");
+    assert!(state.contains("changefeed_state") && state.contains(&stateless.to_string()), "{state}");
+
+    c.seal(o.controller, o.capture).await;
+    // One at a time: what is passed over takes nobody's place.
+    for _ in 0..3 {
+        assert_eq!(c.store.capture_release(o.controller, o.capture.capture, 1).await.unwrap(), 1);
+    }
+    assert_eq!(c.store.capture_release(o.controller, o.capture.capture, 1).await.unwrap(), 0);
+    for uuid in [taken, stateless, also] {
+        assert_eq!(c.schedule(uuid).await.state, ScheduleState::Removed);
+    }
+    let call = c.store.capture_delete(o.controller, o.capture.capture);
+    assert_refused(call.await, Refusal::Conflict);
+    let target = ScheduleTarget {
+        changefeed: damaged,
+        owner: None,
+        state: ScheduleState::Removing,
+        expected_version: Version(2),
+    };
+    let answer = c.store.owner_set(o.controller, &[target]).await.unwrap().remove(0);
+    assert_refused(answer, Refusal::Corrupt("schedule"));
 }
 
 /// A sealed progress that does not decode stops the release, by name, rather than losing a position.

@@ -121,6 +121,7 @@ macro_rules! conformance_suite {
                 a_relaunch_has_a_new_epoch
                 each_target_is_refused_on_its_own
                 what_does_not_decode_is_refused_on_its_own
+                what_does_not_decode_stops_no_other
                 only_what_is_runnable_is_launched
                 a_bad_batch_is_refused_whole
                 cleanup_deletes_what_qualifies_only

@@ -56,8 +56,12 @@ pub enum Tamper {
     MakeUnreadable(Table),
     /// Writes a value that does not decode into one capture's progress row.
     MakeProgressUnreadable(CaptureId),
+    /// Writes a state that does not decode into one changefeed's row of a table.
+    MakeFeedUnreadable(Table, ChangefeedUuid),
     /// Writes assignments that do not decode into one changefeed's processor rows.
     MakeProcessorsUnreadable(ChangefeedUuid),
+    /// Undoes what made single rows of schedules, states and progress unreadable.
+    MendRows,
     /// Undoes [`Tamper::MakeUnreadable`].
     MakeReadable(Table),
     /// Sets every capture's heartbeat sequence.
@@ -165,11 +169,15 @@ impl MemoryCluster {
             Tamper::DeleteAll(table) => tables.clear(table),
             Tamper::MakeUnreadable(table) => drop(tables.corrupt.insert(table)),
             Tamper::MakeProgressUnreadable(capture) => {
-                tables.corrupt_progress.insert(capture.to_string());
+                tables.corrupt_rows.insert((Table::Progress, capture.to_string()));
+            }
+            Tamper::MakeFeedUnreadable(table, changefeed) => {
+                tables.corrupt_rows.insert((table, changefeed.to_string()));
             }
             Tamper::MakeProcessorsUnreadable(changefeed) => {
                 tables.corrupt_processors.insert(changefeed);
             }
+            Tamper::MendRows => tables.corrupt_rows.clear(),
             Tamper::MakeReadable(table) => drop(tables.corrupt.remove(&table)),
             Tamper::SetRevision(revision) => tables.revision = revision,
             Tamper::ResetElection => tables.reset_election(),

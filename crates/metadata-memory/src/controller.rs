@@ -4,9 +4,10 @@ use async_trait::async_trait;
 use metadata_api::codec::{check_batch, encode_assignment};
 use metadata_api::decision::schedule::{ScheduledChangefeed, check_schedule_state};
 use metadata_api::model::{
-    CaptureBeat, CaptureId, CaptureState, ChangefeedSchedule, ChangefeedUuid, ControllerTerm, FeedState,
-    OwnerEpoch, Placement, ProcessorAssignment, ProcessorEpoch, ProcessorSchedule, ProcessorTarget, Revision,
-    ScheduleSnapshot, ScheduleState, ScheduleTarget, SnapshotChangefeed, UpstreamId, Version,
+    CaptureBeat, CaptureId, CaptureState, ChangefeedSchedule, ChangefeedStatus, ChangefeedUuid,
+    ControllerTerm, FeedState, OwnerEpoch, Placement, ProcessorAssignment, ProcessorEpoch, ProcessorSchedule,
+    ProcessorTarget, Revision, ScheduleSnapshot, ScheduleState, ScheduleTarget, SnapshotChangefeed,
+    UpstreamId, Version,
 };
 use metadata_api::store::{ControllerStore, MAX_BATCH};
 use metadata_api::{MetadataError, Result};
@@ -25,11 +26,17 @@ impl ControllerStore for MemoryStore {
                 tables.readable(Table::Capture, &row.id)?;
                 Ok(row.clone())
             });
-            Ok(ScheduleSnapshot {
+            let mut snapshot = ScheduleSnapshot {
                 revision: tables.revision,
                 captures: captures.collect::<Result<_>>()?,
-                changefeeds: snapshot_changefeeds(tables)?,
-            })
+                ..ScheduleSnapshot::default()
+            };
+            for schedule in tables.schedules() {
+                if let Some(status) = tables.status(schedule.changefeed) {
+                    snapshot.add(schedule.changefeed, snapshot_feed(tables, schedule, status))?;
+                }
+            }
+            Ok(snapshot)
         })
         .await
     }
@@ -134,7 +141,10 @@ impl ControllerStore for MemoryStore {
             check_offline(tx, capture)?;
             // Where the capture has no row any more, its progress may not have been sealed.
             tx.seal_progress(capture);
-            let schedules: Vec<_> = tx.tables.owned_by(capture).take(limit).cloned().collect();
+            let readable =
+                |row: &&ChangefeedSchedule| tx.tables.readable(Table::Schedule, &row.changefeed).is_ok();
+            let schedules: Vec<_> =
+                tx.tables.owned_by(capture).filter(readable).take(limit).cloned().collect();
             if !schedules.is_empty() && tx.tables.progresses.contains_key(&capture) {
                 tx.tables.readable(Table::Progress, &capture)?;
             }
@@ -156,7 +166,8 @@ impl ControllerStore for MemoryStore {
                 tx.put_processor((row.changefeed, capture), new);
             }
             for schedule in &schedules {
-                if tx.status(schedule.changefeed)?.state == FeedState::Removed {
+                let status = tx.tables.status(schedule.changefeed);
+                if status.is_some_and(|status| status.state == FeedState::Removed) {
                     tx.free_name(schedule.changefeed)?;
                 }
             }
@@ -180,24 +191,24 @@ impl ControllerStore for MemoryStore {
     }
 }
 
-fn snapshot_changefeeds(tables: &Tables) -> Result<Vec<SnapshotChangefeed>> {
-    let mut changefeeds = Vec::with_capacity(tables.schedules.len());
-    for schedule in tables.schedules() {
-        let uuid = schedule.changefeed;
-        let Some(status) = tables.status(uuid) else { continue };
-        tables.readable(Table::ChangefeedState, &uuid)?;
-        changefeeds.push(SnapshotChangefeed {
-            schedule: schedule.clone(),
-            state: status.state,
-            removed: status.state == FeedState::Removed,
-            live_processors: live_processors(tables, uuid),
-            placement: tables
-                .infos
-                .get(&uuid)
-                .map_or_else(|| Ok(Placement::default()), |row| Placement::from_config(&row.info.config)),
-        });
-    }
-    Ok(changefeeds)
+fn snapshot_feed(
+    tables: &Tables,
+    schedule: &ChangefeedSchedule,
+    status: &ChangefeedStatus,
+) -> Result<SnapshotChangefeed> {
+    let uuid = schedule.changefeed;
+    tables.readable(Table::Schedule, &uuid)?;
+    tables.readable(Table::ChangefeedState, &uuid)?;
+    Ok(SnapshotChangefeed {
+        schedule: schedule.clone(),
+        state: status.state,
+        removed: status.state == FeedState::Removed,
+        live_processors: live_processors(tables, uuid),
+        placement: tables
+            .infos
+            .get(&uuid)
+            .map_or_else(|| Ok(Placement::default()), |row| Placement::from_config(&row.info.config)),
+    })
 }
 
 fn live_processors(tables: &Tables, changefeed: ChangefeedUuid) -> u32 {

@@ -139,8 +139,8 @@ pub struct Tables {
     owned: BTreeMap<CaptureId, BTreeSet<ChangefeedUuid>>,
     /// Tables whose values somebody made unreadable.
     pub(crate) corrupt: BTreeSet<Table>,
-    /// Captures whose progress somebody made unreadable.
-    pub(crate) corrupt_progress: BTreeSet<String>,
+    /// Rows, by their keys' text, that somebody made unreadable.
+    pub(crate) corrupt_rows: BTreeSet<(Table, String)>,
     /// Changefeeds whose processors somebody made unreadable.
     pub(crate) corrupt_processors: BTreeSet<ChangefeedUuid>,
 }
@@ -162,7 +162,7 @@ impl Tables {
             processors: BTreeMap::new(),
             owned: BTreeMap::new(),
             corrupt: BTreeSet::new(),
-            corrupt_progress: BTreeSet::new(),
+            corrupt_rows: BTreeSet::new(),
             corrupt_processors: BTreeSet::new(),
         };
         tables.reset_election();
@@ -259,15 +259,17 @@ impl Tables {
         self.processors.values().map(|row| &**row).filter(move |row| row.capture == capture)
     }
 
-    /// An error when the table's values were made unreadable.
+    /// An error when the table's values, or this row's, were made unreadable.
     pub(crate) fn readable(&self, table: Table, key: &dyn Display) -> Result<()> {
-        let row = table == Table::Progress
-            && !self.corrupt_progress.is_empty()
-            && self.corrupt_progress.contains(&key.to_string());
+        let row = !self.corrupt_rows.is_empty() && self.corrupt_rows.contains(&(table, key.to_string()));
         if !row && !self.corrupt.contains(&table) {
             return Ok(());
         }
-        let column = if table == Table::Progress { "value" } else { "state" };
+        let column = match table {
+            Table::Progress => "value",
+            Table::Schedule => "owner_state",
+            _ => "state",
+        };
         Err(Cell::new(table.name(), key, column).corrupt("somebody made it unreadable"))
     }
 

@@ -108,7 +108,9 @@ impl<'a> Tx<'a> {
     }
 
     pub(crate) fn schedule(&self, changefeed: ChangefeedUuid) -> Result<ChangefeedSchedule> {
-        self.tables.schedule(changefeed).cloned().ok_or_else(|| no_changefeed(changefeed))
+        let schedule = self.tables.schedule(changefeed).cloned().ok_or_else(|| no_changefeed(changefeed))?;
+        self.tables.readable(Table::Schedule, &changefeed)?;
+        Ok(schedule)
     }
 
     pub(crate) fn status(&self, changefeed: ChangefeedUuid) -> Result<ChangefeedStatus> {

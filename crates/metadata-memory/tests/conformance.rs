@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use metadata_api::model::Revision;
+use metadata_api::model::{ChangefeedUuid, Revision};
 use metadata_api::store::MetadataStore;
 use metadata_api::store::faults::Faults;
 use metadata_conformance::harness::{Backend, Database, Features};
@@ -82,6 +82,30 @@ fn tamper(cluster: &MemoryCluster, statement: &str) -> Tamper {
         ["UPDATE", "fence", "SET", "revision", "=", value] => {
             Tamper::SetRevision(Revision(value.parse().expect("a number")))
         }
+        [
+            "UPDATE",
+            name @ "changefeed_state",
+            "SET",
+            "state",
+            "=",
+            _,
+            "WHERE",
+            "changefeed_uuid",
+            "=",
+            uuid,
+        ]
+        | [
+            "UPDATE",
+            name @ "schedule",
+            "SET",
+            "owner_state",
+            "=",
+            _,
+            "WHERE",
+            "changefeed_uuid",
+            "=",
+            uuid,
+        ] => Tamper::MakeFeedUnreadable(table(name), ChangefeedUuid(uuid.parse().expect("a number"))),
         ["UPDATE", name @ ("capture" | "changefeed_state"), "SET", "state", "=", _]
         | ["UPDATE", name @ "progress", "SET", "value", "=", ..] => Tamper::MakeUnreadable(table(name)),
         _ => panic!("the model does not know `{statement}`"),

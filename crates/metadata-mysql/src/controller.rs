@@ -36,6 +36,22 @@ struct PlannedRow {
     placement: Option<String>,
 }
 
+/// One changefeed of a snapshot, of its rows.
+fn snapshot_feed(
+    schedule: ScheduleRow,
+    planned: &PlannedRow,
+    state: &str,
+    live: i64,
+) -> Result<SnapshotChangefeed> {
+    Ok(SnapshotChangefeed {
+        state: Cell::new("changefeed_state", &planned.uuid, "state").parse(state)?,
+        removed: planned.removed,
+        live_processors: u32::try_from(live).unwrap_or(u32::MAX),
+        placement: Placement::from_text(planned.placement.as_deref()),
+        schedule: schedule.try_into()?,
+    })
+}
+
 /// What the planner sees. Each table is read by itself and put together here: a join of three tables takes the server three times as
 /// long.
 async fn snapshot(tx: &mut Tx<'_>) -> TxResult<ScheduleSnapshot> {
@@ -78,18 +94,11 @@ async fn snapshot(tx: &mut Tx<'_>) -> TxResult<ScheduleSnapshot> {
                 states.insert(changefeed, state);
             }
             _ => {
-                let schedule = ChangefeedSchedule::try_from(ScheduleRow::from_row(row)?)?;
-                let key = schedule.changefeed.0;
+                let schedule = ScheduleRow::from_row(row)?;
+                let key = schedule.changefeed_uuid;
                 if let (Some(row), Some(state)) = (planned.remove(&key), states.remove(&key)) {
-                    snapshot.changefeeds.push(SnapshotChangefeed {
-                        state: Cell::new("changefeed_state", &key, "state").parse(&state)?,
-                        removed: row.removed,
-                        live_processors: live
-                            .remove(&key)
-                            .map_or(0, |live| u32::try_from(live).unwrap_or(u32::MAX)),
-                        placement: Placement::from_text(row.placement.as_deref()),
-                        schedule,
-                    });
+                    let live = live.remove(&key).unwrap_or(0);
+                    snapshot.add(ChangefeedUuid(key), snapshot_feed(schedule, &row, &state, live))?;
                 }
             }
         }
@@ -331,6 +340,44 @@ struct TakenRow {
     removed: bool,
 }
 
+/// The first `limit` schedules that name the capture, and whether they are removed; those that do not decode are passed over.
+async fn owned_by(
+    tx: &mut Tx<'_>,
+    capture: CaptureId,
+    limit: usize,
+) -> TxResult<Vec<(ChangefeedSchedule, bool)>> {
+    let mut owned = Vec::with_capacity(limit);
+    let mut after = None;
+    loop {
+        let wanted = limit.saturating_sub(owned.len());
+        let mut sql = Sql::new("SELECT ");
+        sql.push(SCHEDULE)
+            .push(
+                ", i.removed_at IS NOT NULL AS removed FROM schedule s \
+                 JOIN changefeed_info i ON i.uuid = s.changefeed_uuid WHERE s.owner = ",
+            )
+            .uuid(capture.0);
+        if let Some(after) = after {
+            sql.push(" AND s.changefeed_uuid > ").number(after);
+        }
+        sql.push(" ORDER BY s.changefeed_uuid LIMIT ").number(wanted as u64);
+        let rows: Vec<TakenRow> = sql.fetch(tx).await?;
+        let found = rows.len();
+        after = rows.last().map(|row| row.schedule.changefeed_uuid);
+        for row in rows {
+            match ChangefeedSchedule::try_from(row.schedule) {
+                Ok(schedule) => owned.push((schedule, row.removed)),
+                Err(error) => {
+                    tracing::warn!(%capture, %error, "a schedule cannot be taken from an offline capture")
+                }
+            }
+        }
+        if found < wanted || owned.len() == limit {
+            return Ok(owned);
+        }
+    }
+}
+
 async fn release(tx: &mut Tx<'_>, term: ControllerTerm, capture: CaptureId, limit: usize) -> TxResult<usize> {
     let (revision, state) = lock_capture(tx, Authority::Controller(term), capture).await?;
     match state {
@@ -347,21 +394,9 @@ async fn release(tx: &mut Tx<'_>, term: ControllerTerm, capture: CaptureId, limi
         .fetch_optional(&mut **tx)
         .await?;
     let progress = value.map(|value| progress_value(capture, &value)).transpose()?.unwrap_or_default();
-    let mut sql = Sql::new("SELECT ");
-    sql.push(SCHEDULE)
-        .push(
-            ", i.removed_at IS NOT NULL AS removed FROM schedule s \
-             JOIN changefeed_info i ON i.uuid = s.changefeed_uuid WHERE s.owner = ",
-        )
-        .uuid(capture.0)
-        .push(" ORDER BY s.changefeed_uuid LIMIT ")
-        .number(limit as u64);
-    let rows: Vec<TakenRow> = sql.fetch(tx).await?;
     let mut freed = Vec::new();
-    let mut writes = Vec::with_capacity(rows.len());
-    for row in rows {
-        let removed = row.removed;
-        let schedule = ChangefeedSchedule::try_from(row.schedule)?;
+    let mut writes = Vec::with_capacity(limit);
+    for (schedule, removed) in owned_by(tx, capture, limit).await? {
         if removed {
             freed.push(schedule.changefeed);
         }

@@ -86,17 +86,54 @@ pub(crate) async fn lock_schedules(
     Ok(rows.into_iter().map(|row| (row.key(), Locked::try_from(row))).collect())
 }
 
-/// Locks the first `limit` schedules that name the capture.
-pub(crate) async fn owned_by(tx: &mut Tx<'_>, capture: CaptureId, limit: usize) -> TxResult<Vec<Locked>> {
-    let (key, limit) = (capture.to_string(), i64::try_from(limit).unwrap_or(i64::MAX));
-    let rows = locked_query!(
-        "WHERE s.owner = ? AND s.owner_state <> 'removed' ORDER BY s.changefeed_uuid LIMIT ?",
-        key,
-        limit
-    )
-    .fetch_all(tx.db())
-    .await?;
-    Ok(rows.into_iter().map(Locked::try_from).collect::<Result<_>>()?)
+/// The first `limit` schedules that name the capture, and whether they are removed; those that do not decode are passed over.
+pub(crate) async fn owned_by(
+    tx: &mut Tx<'_>,
+    capture: CaptureId,
+    limit: usize,
+) -> TxResult<Vec<(ChangefeedSchedule, bool)>> {
+    let key = capture.to_string();
+    let mut owned = Vec::with_capacity(limit);
+    let mut after = i64::MIN;
+    loop {
+        let wanted = i64::try_from(limit.saturating_sub(owned.len())).unwrap_or(i64::MAX);
+        let rows = sqlx::query!(
+            r#"SELECT s.changefeed_uuid AS "changefeed_uuid!: i64", s.owner AS "owner?: String",
+                      s.owner_state AS "owner_state!: String", s.owner_epoch AS "owner_epoch!: i64",
+                      s.task_position AS "task_position!: String", s.revision AS "revision!: i64",
+                      s.version AS "version!: i64", i.removed_at IS NOT NULL AS "removed!: bool"
+               FROM schedule s JOIN changefeed_info i ON i.uuid = s.changefeed_uuid
+               WHERE s.owner = ? AND s.owner_state <> 'removed' AND s.changefeed_uuid > ?
+               ORDER BY s.changefeed_uuid LIMIT ?"#,
+            key,
+            after,
+            wanted
+        )
+        .fetch_all(tx.db())
+        .await?;
+        let found = rows.len();
+        for row in rows {
+            after = row.changefeed_uuid;
+            let schedule = ChangefeedSchedule::try_from(ScheduleRow {
+                changefeed_uuid: row.changefeed_uuid,
+                owner: row.owner,
+                owner_state: row.owner_state,
+                owner_epoch: row.owner_epoch,
+                task_position: row.task_position,
+                revision: row.revision,
+                version: row.version,
+            });
+            match schedule {
+                Ok(schedule) => owned.push((schedule, row.removed)),
+                Err(error) => {
+                    tracing::warn!(%capture, %error, "a schedule cannot be taken from an offline capture")
+                }
+            }
+        }
+        if stored(found as u64) < wanted || owned.len() == limit {
+            return Ok(owned);
+        }
+    }
 }
 
 /// Locks the states of `changefeeds`, each decoded on its own.

@@ -32,11 +32,10 @@ impl ControllerStore for SqliteStore {
                     .await?
                     .ok_or_else(missing_row)?;
                 let captures = all(capture_query!("ORDER BY id").fetch_all(tx.db()).await?)?;
-                Ok(ScheduleSnapshot {
-                    revision: Revision(id(revision)),
-                    captures,
-                    changefeeds: snapshot_changefeeds(tx).await?,
-                })
+                let revision = Revision(id(revision));
+                let mut snapshot = ScheduleSnapshot { revision, captures, ..ScheduleSnapshot::default() };
+                read_changefeeds(tx, &mut snapshot).await?;
+                Ok(snapshot)
             })
         })
         .await
@@ -209,7 +208,7 @@ impl ControllerStore for SqliteStore {
     }
 }
 
-async fn snapshot_changefeeds(tx: &mut Tx<'_>) -> TxResult<Vec<SnapshotChangefeed>> {
+async fn read_changefeeds(tx: &mut Tx<'_>, snapshot: &mut ScheduleSnapshot) -> TxResult<()> {
     let rows = sqlx::query!(
         r#"SELECT s.changefeed_uuid AS "changefeed_uuid!: i64", s.owner AS "owner?: String",
                   s.owner_state AS "owner_state!: String", s.owner_epoch AS "owner_epoch!: i64",
@@ -227,8 +226,8 @@ async fn snapshot_changefeeds(tx: &mut Tx<'_>) -> TxResult<Vec<SnapshotChangefee
     )
     .fetch_all(tx.db())
     .await?;
-    rows.into_iter()
-        .map(|row| {
+    for row in rows {
+        let read = || {
             let schedule = ChangefeedSchedule::try_from(ScheduleRow {
                 changefeed_uuid: row.changefeed_uuid,
                 owner: row.owner,
@@ -246,8 +245,10 @@ async fn snapshot_changefeeds(tx: &mut Tx<'_>) -> TxResult<Vec<SnapshotChangefee
                 live_processors: u32::try_from(row.live_processors).unwrap_or(u32::MAX),
                 placement: Placement::from_text(row.placement.as_deref()),
             })
-        })
-        .collect()
+        };
+        snapshot.add(ChangefeedUuid(id(row.changefeed_uuid)), read())?;
+    }
+    Ok(())
 }
 
 /// What a schedule becomes by `target`, or why it does not.
@@ -406,7 +407,7 @@ async fn check_offline(tx: &mut Tx<'_>, capture: CaptureId) -> TxResult<bool> {
 async fn release_schedules(
     tx: &mut Tx<'_>,
     capture: CaptureId,
-    schedules: Vec<batch::Locked>,
+    schedules: Vec<(ChangefeedSchedule, bool)>,
     revision: Revision,
 ) -> TxResult<(usize, Vec<ChangefeedUuid>)> {
     if schedules.is_empty() {
@@ -415,12 +416,12 @@ async fn release_schedules(
     let sealed: Option<CaptureProgress> = batch::progress_of(tx, capture).await?;
     let mut releases = Vec::with_capacity(schedules.len());
     let mut freed = Vec::new();
-    for locked in schedules {
-        if locked.state == FeedState::Removed {
-            freed.push(locked.schedule.changefeed);
+    for (schedule, removed) in schedules {
+        if removed {
+            freed.push(schedule.changefeed);
         }
-        let position = current_progress(&locked.schedule, sealed.as_ref());
-        releases.push(Release::new(locked.schedule, &position)?);
+        let position = current_progress(&schedule, sealed.as_ref());
+        releases.push(Release::new(schedule, &position)?);
     }
     batch::release(tx, &releases, revision).await?;
     Ok((releases.len(), freed))

@@ -96,7 +96,7 @@ fn snapshot(owner: impl Fn(usize) -> Option<usize>) -> ScheduleSnapshot {
             }
         })
         .collect();
-    ScheduleSnapshot { revision: Revision(1), captures, changefeeds }
+    ScheduleSnapshot { revision: Revision(1), captures, changefeeds, ..ScheduleSnapshot::default() }
 }
 
 /// What is unowned has weights and labels of every kind. What runs weighs the same, and may run anywhere.

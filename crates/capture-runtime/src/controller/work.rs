@@ -1,5 +1,6 @@
 //! Look, plan, act.
 
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,11 +8,12 @@ use std::time::Duration;
 use futures::FutureExt;
 use metadata_api::decision::planner::{Action, PlanMemory, PlanPolicy, Step, plan_calmly};
 use metadata_api::model::{
-    BootTime, CaptureId, CaptureInfo, CaptureState, ChangefeedUuid, ScheduleState, ScheduleTarget,
+    BootTime, CaptureId, CaptureInfo, CaptureState, ChangefeedUuid, ScheduleSnapshot, ScheduleState,
+    ScheduleTarget,
 };
 use metadata_api::observation::{ControllerCallback, ControllerObservation};
 use metadata_api::{MetadataError, Result};
-use metrics::{counter, histogram};
+use metrics::{counter, gauge, histogram};
 use tokio_util::sync::CancellationToken;
 
 use super::processors::attend;
@@ -32,6 +34,32 @@ pub fn callback(policy: PlanPolicy, processors: bool) -> ControllerCallback {
     })
 }
 
+/// While some row cannot be read, everything is planned so often: somebody who mends it by hand tells nobody.
+const UNREADABLE_EVERY: Duration = Duration::from_secs(10);
+
+/// What a controller remembers from look to look. A successor misses none of it.
+#[derive(Default)]
+struct Mind {
+    plan: PlanMemory,
+    unreadable: BTreeSet<ChangefeedUuid>,
+}
+
+impl Mind {
+    /// Says what has become unreadable, once.
+    fn note_unreadable(&mut self, snapshot: &ScheduleSnapshot) {
+        let now: BTreeSet<ChangefeedUuid> = snapshot.unreadable.iter().map(|row| row.changefeed).collect();
+        for row in snapshot.unreadable.iter().filter(|row| !self.unreadable.contains(&row.changefeed)) {
+            tracing::error!(
+                changefeed = %row.changefeed,
+                reason = row.reason,
+                "a changefeed is left alone until somebody mends its row"
+            );
+        }
+        gauge!("cdc_controller_unreadable_changefeeds").set(count(now.len()));
+        self.unreadable = now;
+    }
+}
+
 /// Looks, plans and acts until cancelled or fenced, or until its own capture drains and another one may lead: then the
 /// office is given back, so that the next controller moves the work.
 ///
@@ -47,7 +75,7 @@ pub async fn run(
     processors: bool,
     cancel: &CancellationToken,
 ) -> Result<()> {
-    let mut memory = PlanMemory::default();
+    let mut mind = Mind::default();
     let mut again = Again::Now;
     let mut failing = false;
     let mut useless = pin!(tokio::time::sleep(USELESS_AFTER));
@@ -55,7 +83,7 @@ pub async fn run(
         let looked = tokio::select! {
             biased;
             () = cancel.cancelled() => return Ok(()),
-            looked = look(controller, policy, processors, &mut memory, again) => looked,
+            looked = look(controller, policy, processors, &mut mind, again) => looked,
         };
         match looked {
             Ok(None) => {
@@ -113,13 +141,13 @@ async fn look(
     controller: &dyn ControllerObservation,
     policy: &PlanPolicy,
     processors: bool,
-    memory: &mut PlanMemory,
+    mind: &mut Mind,
     again: Again,
 ) -> Result<Option<Again>> {
     let (captures, changed) = controller.refresh_captures().await?;
     let now = controller.now();
-    memory.hear(&captures, now);
-    if drains(controller.term().capture, &captures, |other| memory.is_heard(other, policy, now)) {
+    mind.plan.hear(&captures, now);
+    if drains(controller.term().capture, &captures, |other| mind.plan.is_heard(other, policy, now)) {
         return Ok(None);
     }
     let due = match again {
@@ -135,15 +163,20 @@ async fn look(
     // What was taken from a capture is given to another at once, not when the watch has seen that it was taken.
     for _ in 0..2 {
         let snapshot = controller.schedule_snapshot().await?;
-        let plan = plan_calmly(&snapshot, &PlanPolicy { may_launch, ..*policy }, memory, controller.now());
+        mind.note_unreadable(&snapshot);
+        let policy = PlanPolicy { may_launch, ..*policy };
+        let plan = plan_calmly(&snapshot, &policy, &mut mind.plan, controller.now());
         histogram!("cdc_controller_plan_actions").record(count(plan.steps.len()));
         next = plan.again_at.map_or(Again::Never, Again::At);
-        let acted = act(controller, &plan.steps).await;
+        if !snapshot.unreadable.is_empty() && next == Again::Never {
+            next = Again::At(now + UNREADABLE_EVERY);
+        }
+        let acted = act(controller, &plan.steps, !snapshot.unreadable.is_empty()).await;
         if acted.as_ref().is_err_and(|error| error.is_fenced() || error.is_transient()) {
             return acted.map(|()| None);
         }
         if processors {
-            let heard = |capture| memory.may_carry(capture, policy, now);
+            let heard = |capture| mind.plan.may_carry(capture, &policy, now);
             waits = attend(controller, &snapshot, may_launch, heard).await?;
         }
         acted?;
@@ -168,8 +201,9 @@ fn count(n: usize) -> f64 {
 }
 
 /// Carries the actions out. What one capture's or changefeed's rows refuse (a progress that does not decode, say) does not
-/// keep the others waiting; the error is given back when all else is done.
-async fn act(controller: &dyn ControllerObservation, steps: &[Step]) -> Result<()> {
+/// keep the others waiting; the error is given back when all else is done. `unreadable`: some changefeed cannot be read, and an
+/// offline capture that it names keeps its rows.
+async fn act(controller: &dyn ControllerObservation, steps: &[Step], unreadable: bool) -> Result<()> {
     let mut targets = Vec::new();
     let mut refused = Ok(());
     for step in steps {
@@ -183,6 +217,11 @@ async fn act(controller: &dyn ControllerObservation, steps: &[Step]) -> Result<(
             }
         };
         match done {
+            Err(MetadataError::Conflict { what })
+                if unreadable && matches!(step.action, Action::Release(_)) =>
+            {
+                tracing::debug!(what, "an offline capture keeps its rows");
+            }
             Err(error) if !error.is_fenced() && !error.is_transient() => refused = refused.and(Err(error)),
             done => done?,
         }

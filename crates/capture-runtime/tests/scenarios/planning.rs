@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use metadata_api::model::{CaptureState, ChangefeedUuid};
 use metadata_api::store::AdminStore as _;
+use metadata_memory::{Table, Tamper};
 use serde_json::json;
 
 use super::secs;
@@ -186,4 +187,32 @@ async fn a_rolling_restart_moves_each_changefeed_a_bounded_number_of_times() {
     assert!(all <= 60 * 2 + 20, "{all} moves");
     assert!(gap <= secs(2), "{gap:?}");
     world.check();
+}
+
+/// A changefeed whose row does not decode keeps its dead owner, and stops neither the failover of the others nor what is
+/// created; once the row is mended it goes on by itself.
+#[tokio::test(start_paused = true)]
+async fn a_damaged_row_holds_up_nobody_else_and_is_taken_when_it_is_mended() {
+    let (mut world, feeds) = World::running(3, 9).await;
+    let victim = world.follower(&[]);
+    let id = world.processes[victim].id().unwrap();
+    let lost = world.owned(victim);
+    let (damaged, rest) = lost.split_first().unwrap();
+    world.db.tamper(Tamper::MakeFeedUnreadable(Table::Schedule, *damaged));
+    world.processes[victim].kill();
+    world.until("the rest runs elsewhere", secs(21), |world| world.all_elsewhere(rest, &[victim])).await;
+    let new = world.create(3).await;
+    world.until("new ones run", secs(3), |world| world.all_move(&new, secs(0))).await;
+    world.pass(secs(60)).await;
+    assert_eq!(world.schedule(*damaged).unwrap().owner, Some(id));
+    assert!(world.db.read(|tables| tables.capture(id).is_some()), "it is still named");
+
+    world.db.tamper(Tamper::MendRows);
+    world.until("it is taken", secs(12), |world| world.all_elsewhere(&[*damaged], &[victim])).await;
+    world
+        .until("nothing names the dead any more", secs(12), |world| {
+            world.db.read(|tables| tables.capture(id).is_none())
+        })
+        .await;
+    world.until("everything runs", secs(3), |world| world.all_move(&feeds, world.now() - secs(1))).await;
 }

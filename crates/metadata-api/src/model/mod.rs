@@ -34,7 +34,9 @@ pub use schedule::{
     ChangefeedSchedule, ProcessorAssignment, ProcessorSchedule, ProcessorTarget, ScheduleState,
     ScheduleTarget,
 };
-pub use snapshot::{ChangefeedOverview, OwnerLaunch, ScheduleSnapshot, SnapshotChangefeed};
+pub use snapshot::{
+    ChangefeedOverview, OwnerLaunch, ScheduleSnapshot, SnapshotChangefeed, UnreadableChangefeed,
+};
 pub use terms::{CaptureTerm, ControllerTerm, OwnerTerm, ProcessorTerm};
 pub use time::BootTime;
 pub use ts::Ts;

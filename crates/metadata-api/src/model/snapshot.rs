@@ -1,8 +1,8 @@
 //! Joined views: what several rows say at one moment.
 
 use super::{
-    CaptureInfo, ChangefeedInfo, ChangefeedProgress, ChangefeedSchedule, ChangefeedStatus, FeedState,
-    OwnerTerm, Placement, Revision, UpstreamInfo,
+    CaptureInfo, ChangefeedInfo, ChangefeedProgress, ChangefeedSchedule, ChangefeedStatus, ChangefeedUuid,
+    FeedState, OwnerTerm, Placement, Revision, UpstreamInfo,
 };
 
 /// All that an operator sees of one changefeed, read in one moment.
@@ -58,6 +58,39 @@ pub struct ScheduleSnapshot {
     pub revision: Revision,
     /// Every capture row, ordered by id.
     pub captures: Vec<CaptureInfo>,
-    /// Every changefeed that is not cleaned up, ordered by uuid.
+    /// Every changefeed that is not cleaned up, ordered by uuid, but for those of which something does not decode.
     pub changefeeds: Vec<SnapshotChangefeed>,
+    /// Those, ordered by uuid. Nothing is planned for them until somebody mends the row; all others go on.
+    pub unreadable: Vec<UnreadableChangefeed>,
+}
+
+/// A changefeed whose schedule or state does not decode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnreadableChangefeed {
+    /// Which.
+    pub changefeed: ChangefeedUuid,
+    /// The table, the key and the column that do not decode, and why: the text of
+    /// [`Corrupt`](crate::MetadataError::Corrupt).
+    pub reason: String,
+}
+
+impl ScheduleSnapshot {
+    /// Takes in one changefeed as it was read. What failed to decode is kept apart.
+    ///
+    /// # Errors
+    /// Any other than [`Corrupt`](crate::MetadataError::Corrupt).
+    pub fn add(
+        &mut self,
+        changefeed: ChangefeedUuid,
+        read: crate::Result<SnapshotChangefeed>,
+    ) -> crate::Result<()> {
+        match read {
+            Ok(feed) => self.changefeeds.push(feed),
+            Err(error @ crate::MetadataError::Corrupt { .. }) => {
+                self.unreadable.push(UnreadableChangefeed { changefeed, reason: error.to_string() });
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
 }

@@ -11,6 +11,12 @@ use crate::model::{
 #[async_trait]
 pub trait ControllerStore: Send + Sync {
     /// All that the planner decides upon, read as of one moment. Not fenced: every write that follows is.
+    ///
+    /// A changefeed whose schedule or state does not decode is [`unreadable`](ScheduleSnapshot::unreadable), and stops no
+    /// other.
+    ///
+    /// # Errors
+    /// `Corrupt` when the row of a *capture* does not decode: who is alive is what every decision rests on.
     async fn schedule_snapshot(&self) -> Result<ScheduleSnapshot>;
 
     /// Every capture's heartbeat sequence, ordered by id: the scan, once a second. Not fenced.
@@ -65,8 +71,9 @@ pub trait ControllerStore: Send + Sync {
     /// Takes schedules from a sealed (or absent) capture: up to `limit` (at most [`MAX_BATCH`](super::MAX_BATCH)) of the
     /// schedule and processor rows that name it and are not `Removed`. Schedules go to `Removed` with task position = the
     /// further of the task position and the sealed progress entry *of the same owner epoch*; a removed changefeed's
-    /// name becomes free. An entry for a changefeed that is gone is passed over, and so is a missing progress row.
-    /// Says how many rows were taken; fewer than `limit` = there are no more.
+    /// name becomes free. An entry for a changefeed that is gone is passed over, and so is a missing progress row. A schedule
+    /// that does not decode stays as it is, with its owner, and stops no other.
+    /// Says how many rows were taken; fewer than `limit` = there are no more that can be.
     ///
     /// # Errors
     /// `Fenced`; `Conflict` when the capture is not `offline`; `Corrupt` when the sealed progress does not decode;

@@ -17,6 +17,9 @@ pub fn explain(
     policy: &PlanPolicy,
     changefeed: ChangefeedUuid,
 ) -> Option<Vec<String>> {
+    if let Some(row) = snapshot.unreadable.iter().find(|row| row.changefeed == changefeed) {
+        return Some(vec![format!("left alone until somebody mends its row: {}", row.reason)]);
+    }
     let feed = snapshot.changefeeds.iter().find(|feed| feed.schedule.changefeed == changefeed)?;
     let mut lines = vec![standing(snapshot, feed)];
     let owner = feed.schedule.owner;

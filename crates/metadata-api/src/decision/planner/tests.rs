@@ -62,6 +62,7 @@ fn snapshots() -> impl Strategy<Value = ScheduleSnapshot> {
         0..40,
     );
     (captures, feeds).prop_map(|(captures, feeds)| ScheduleSnapshot {
+        unreadable: Vec::new(),
         revision: Revision(1),
         captures: (0..).zip(captures).map(|(n, state)| capture(n, state)).collect(),
         changefeeds: (1..).zip(feeds).map(|(n, (owner, state, s))| feed(n, owner, state, s)).collect(),
@@ -170,6 +171,7 @@ proptest! {
 #[test]
 fn defect_4_a_dead_owner_is_released_and_its_work_relaunched() {
     let mut snapshot = ScheduleSnapshot {
+        unreadable: Vec::new(),
         revision: Revision(1),
         captures: vec![capture(0, CaptureState::Alive), capture(1, CaptureState::Offline)],
         changefeeds: vec![
@@ -190,6 +192,7 @@ fn what_still_has_a_processor_is_neither_launched_nor_cleaned_up() {
     let mut removed = feed(2, None, ScheduleState::Removed, FeedState::Removed);
     removed.live_processors = 1;
     let snapshot = ScheduleSnapshot {
+        unreadable: Vec::new(),
         revision: Revision(1),
         captures: vec![capture(0, CaptureState::Alive)],
         changefeeds: vec![waiting, removed],
@@ -219,6 +222,7 @@ fn weighted() -> impl Strategy<Value = ScheduleSnapshot> {
             ..capture(n, state)
         };
         ScheduleSnapshot {
+            unreadable: Vec::new(),
             revision: Revision(1),
             captures: (0..).zip(captures).map(zoned).collect(),
             changefeeds: (1..)
@@ -315,6 +319,7 @@ proptest! {
     fn it_moves_the_minimum(counts in prop::collection::vec(0..30_u8, 1..6)) {
         let owners = (0..).zip(&counts).flat_map(|(n, count)| std::iter::repeat_n(n, usize::from(*count)));
         let mut snapshot = ScheduleSnapshot {
+        unreadable: Vec::new(),
             revision: Revision(1),
             captures: (0..).zip(&counts).map(|(n, _)| capture(n, CaptureState::Alive)).collect(),
             changefeeds: (1..).zip(owners).map(|(n, owner)| placed(n, Some(owner), 1, None)).collect(),
@@ -335,6 +340,7 @@ proptest! {
     fn a_drain_ends(captures in 2..6_u8, feeds in 0..60_u64, at_a_time in 1..12_usize) {
         let owner = |n: u64| u8::try_from(n % u64::from(captures)).unwrap();
         let mut snapshot = ScheduleSnapshot {
+        unreadable: Vec::new(),
             revision: Revision(1),
             captures: (0..captures).map(|n| capture(n, CaptureState::Alive)).collect(),
             changefeeds: (1..=feeds).map(|n| placed(n, Some(owner(n)), 1, None)).collect(),
@@ -377,6 +383,7 @@ fn heard(
 /// Two captures: one has everything.
 fn lopsided(feeds: u64) -> ScheduleSnapshot {
     ScheduleSnapshot {
+        unreadable: Vec::new(),
         revision: Revision(1),
         captures: (0..2)
             .map(|n| CaptureInfo { advertise_addr: format!("a:{n}"), ..capture(n, CaptureState::Alive) })
@@ -460,6 +467,7 @@ fn a_drain_sends_nothing_to_who_is_silent() {
 fn what_is_stuck_elsewhere_holds_up_no_drain() {
     let policy = PlanPolicy { drains_in_flight: 3, ..PlanPolicy::default() };
     let mut snapshot = ScheduleSnapshot {
+        unreadable: Vec::new(),
         revision: Revision(1),
         captures: (0..3).map(|n| capture(n, CaptureState::Alive)).collect(),
         changefeeds: (1..=8).map(|n| placed(n, Some(u8::from(n > 4)), 1, None)).collect(),
@@ -555,7 +563,7 @@ fn large() -> ScheduleSnapshot {
             feed
         })
         .collect();
-    ScheduleSnapshot { revision: Revision(1), captures, changefeeds }
+    ScheduleSnapshot { revision: Revision(1), captures, changefeeds, ..ScheduleSnapshot::default() }
 }
 
 /// A policy with which nothing would ever move, or a number that was mistyped, is refused, by name.
