@@ -9,7 +9,7 @@
 //! A capture that only lost the database keeps its id: its tasks stop at the deadline, and go on from the stored
 //! progress when the database answers again (see [`crate::launches`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::{Future, IntoFuture as _};
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,7 @@ use metadata_api::decision::lease::TimePolicy;
 use metadata_api::decision::planner::PlanPolicy;
 use metadata_api::model::{BootTime, CaptureId, CaptureState, CaptureTerm, ControllerTerm, NewCapture};
 use metadata_api::observation::CaptureObservation;
-use metadata_api::store::MetadataStore;
+use metadata_api::store::{MAX_BATCH, MetadataStore};
 use metadata_api::{MetadataError, Result};
 use metrics::counter;
 use tokio::task::JoinHandle;
@@ -30,7 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::RuntimeError;
 use crate::clock::Clock;
 use crate::controller;
-use crate::launches::{self, Exit};
+use crate::launches::{self, Exit, LastWord};
 use crate::lineage::Lineage;
 use crate::observer::{CaptureObserver, lock};
 use crate::pace;
@@ -39,6 +39,9 @@ use crate::task::TaskFactory;
 
 /// How long stepping down as controller may hold up a graceful stop.
 const STEP_DOWN_LIMIT: Duration = Duration::from_secs(5);
+/// How long it waits until the owners have read where their tables stopped here: they look once a second.
+const HEARING_LIMIT: Duration = Duration::from_millis(2_500);
+const HEARING_EVERY: Duration = Duration::from_millis(200);
 /// How long announcing the stop, and deregistering after it, may each hold it up. Neither is needed for safety.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(3);
 
@@ -305,9 +308,37 @@ impl Capture {
         }
         stop_launches.cancel();
         match flatten_work(work.await)? {
-            Exit::Released => self.deregister(term).await,
-            exit => {
-                tracing::warn!(?exit, "not everything could be released; the controller will take it over")
+            Exit::Released(words) => {
+                let hearing = pace::within(HEARING_LIMIT, "capture.hearing", self.until_heard(words));
+                if hearing.await.is_err() {
+                    tracing::info!(
+                        "an owner has not read where its tables stopped here: they may repeat some flushes"
+                    );
+                }
+                self.deregister(term).await;
+            }
+            Exit::Expelled | Exit::Unreleased => {
+                tracing::warn!("not everything could be released; the controller will take it over");
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the owners have read where the tables stopped that this capture carried for them: what it said goes with its
+    /// rows.
+    async fn until_heard(&self, mut words: Vec<LastWord>) -> Result<()> {
+        while !words.is_empty() {
+            let asked: BTreeSet<_> = words.iter().map(|word| word.owner.changefeed).take(MAX_BATCH).collect();
+            let which: Vec<_> = asked.iter().copied().collect();
+            match self.inner.store.processors(Some(&which)).await {
+                Ok(rows) => {
+                    words.retain(|word| !asked.contains(&word.owner.changefeed) || !word.is_settled(&rows))
+                }
+                Err(error) if error.is_transient() => {}
+                Err(error) => return Err(error),
+            }
+            if !words.is_empty() {
+                tokio::time::sleep(HEARING_EVERY).await;
             }
         }
         Ok(())

@@ -90,9 +90,6 @@ impl Fault {
         Duration::from_secs(match self {
             // Everybody registers anew, and the new controller launches nothing for R.
             Self::Restored => 45,
-            // A new controller is elected after the lease, and counts from then on how long the others have been silent (of its
-            // predecessor it knows more); then parts of a changefeed begin.
-            Self::AllKilled | Self::BothKilled => 36,
             // Two processes at once.
             _ => 30,
         })

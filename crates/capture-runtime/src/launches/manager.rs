@@ -25,7 +25,7 @@ use super::coordinator;
 use super::entry::{LaunchStep, Outcome, Phase, Situation, next_step};
 use super::failing::Verdict;
 use super::feed::{Begin, Feed, Running, run_caught};
-use super::shares::Shares;
+use super::shares::{LastWord, Shares};
 use super::state_report::StateReport;
 use crate::RuntimeError;
 use crate::observer::CaptureObserver;
@@ -47,10 +47,10 @@ const REPORTS_AT_A_TIME: usize = 16;
 pub(super) const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Why [`run`] ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Exit {
-    /// Everything was stopped and released.
-    Released,
+    /// Everything was stopped and released. These the owners of tables that were carried here may not have read yet.
+    Released(Vec<LastWord>),
     /// Everything was stopped, but a flush of unknown outcome forbids releasing something, or the database did not answer.
     Unreleased,
     /// The incarnation is over; everything was stopped.
@@ -275,7 +275,7 @@ impl Manager {
             return None;
         }
         if self.feeds.is_empty() && self.shares.are_released() {
-            return Some(Exit::Released);
+            return Some(Exit::Released(self.shares.last_words()));
         }
         let now = self.now();
         let waited = now.since(*self.stopped_since.get_or_insert(now));

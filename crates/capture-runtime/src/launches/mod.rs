@@ -27,3 +27,4 @@ mod state_report;
 pub use entry::{Entry, LaunchStep, Outcome, Phase, Situation, next_step};
 pub(crate) use manager::{Exit, run};
 pub use share_step::{ShareEntry, ShareStep, share_step};
+pub(crate) use shares::LastWord;

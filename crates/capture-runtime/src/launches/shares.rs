@@ -3,14 +3,15 @@
 //! Orders come in the assignment of the capture's processor rows; what was done about them goes into its progress row. What
 //! a table's task ended with is not tried again here: it is reported, and the owner decides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use metadata_api::decision::assignment::TableOrders;
 use metadata_api::model::{
     BootTime, CaptureProgress, ChangefeedInfo, ChangefeedProgress, ChangefeedUuid, OwnedProgress, OwnerTerm,
-    ProcessorReport, ProcessorTerm, ScheduleState, TableError, TableId, TableReport, UpstreamInfo, Version,
+    ProcessorReport, ProcessorStatus, ProcessorTerm, ScheduleState, TableError, TableId, TableReport,
+    UpstreamInfo, Version,
 };
 use metadata_api::observation::ProcessorChange;
 
@@ -52,6 +53,31 @@ struct Table {
     /// A flush of it ended without anybody knowing how: what is to be said of that.
     unknown_flush: Option<TableError>,
     launches: u64,
+}
+
+/// Where tables stopped that this capture carried: the owner they were carried for is to go on from there.
+#[derive(Debug)]
+pub(crate) struct LastWord {
+    /// As [`Carried::owner_term`].
+    pub(crate) owner: OwnerTerm,
+    pub(crate) tables: BTreeSet<TableId>,
+}
+
+impl LastWord {
+    /// Whether the changefeed's `rows` show that nobody is to read it any more: its owner has given every table to somebody else, and
+    /// that it does when it sees this capture's row `Removed`, with its report; or nobody is left whom it could give any.
+    pub(crate) fn is_settled(&self, rows: &[ProcessorStatus]) -> bool {
+        let others = rows.iter().map(|of| &of.schedule).filter(|row| {
+            row.changefeed == self.owner.changefeed
+                && row.owner_epoch == self.owner.epoch
+                && row.capture != self.owner.capture
+                && row.state == ScheduleState::Launched
+        });
+        let orders: Vec<_> =
+            others.map(|row| TableOrders::read(&row.assignment).unwrap_or_default()).collect();
+        let is_given = |table| orders.iter().any(|orders| orders.0.contains_key(table));
+        orders.is_empty() || self.tables.iter().all(is_given)
+    }
 }
 
 /// What the event loop is to do.
@@ -117,6 +143,16 @@ impl Shares {
     /// Nothing is attached to this capture any more that it knows of.
     pub(super) fn are_released(&self) -> bool {
         self.0.values().all(|carried| carried.state == ScheduleState::Removed)
+    }
+
+    /// What the owners must have read before this capture's rows may go.
+    pub(super) fn last_words(&self) -> Vec<LastWord> {
+        let said = self.0.values().filter(|carried| !carried.tables.is_empty());
+        said.map(|carried| LastWord {
+            owner: carried.owner_term(),
+            tables: carried.report().tables.into_keys().collect(),
+        })
+        .collect()
     }
 
     /// What is attached will stay so: flushes of it ended without anybody knowing how.

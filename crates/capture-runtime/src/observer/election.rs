@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use metadata_api::decision::lease::{ElectionView, may_campaign};
+use metadata_api::decision::lease::{ElectionView, LeaseReading, may_campaign};
 use metadata_api::model::{ControllerTerm, ElectionRecord};
 use metadata_api::observation::ControllerCallback;
 use metadata_api::{MetadataError, Result};
@@ -31,6 +31,7 @@ const STEP_DOWN_LIMIT: Duration = Duration::from_secs(2);
 pub(super) async fn run(observer: &CaptureObserver, on_take_control: ControllerCallback) -> Result<()> {
     let inner = &observer.inner;
     let mut polled = inner.polled.subscribe();
+    let mut scout = Scout::default();
     loop {
         tokio::select! {
             biased;
@@ -38,7 +39,7 @@ pub(super) async fn run(observer: &CaptureObserver, on_take_control: ControllerC
             () = inner.fenced.cancelled() => {
                 return Err(observer.fenced_error().unwrap_or_else(|| MetadataError::fenced("this capture")));
             }
-            () = until_due(observer, &mut polled) => {}
+            () = until_due(observer, &mut polled, &mut scout) => {}
         }
         let Some(record) = due_record(observer) else { continue };
         match campaign(observer, &record).await {
@@ -61,9 +62,14 @@ pub(super) async fn run(observer: &CaptureObserver, on_take_control: ControllerC
 }
 
 /// Waits until the lease may be due: after each poll, or when the one last seen runs out.
-async fn until_due(observer: &CaptureObserver, polled: &mut tokio::sync::watch::Receiver<u64>) {
+async fn until_due(
+    observer: &CaptureObserver,
+    polled: &mut tokio::sync::watch::Receiver<u64>,
+    scout: &mut Scout,
+) {
     let inner = &observer.inner;
     loop {
+        scout.look(observer).await;
         if due_record(observer).is_some() {
             tokio::time::sleep(pace::some_of(&*inner.clock, inner.policy.poll_interval / 2)).await;
             if due_record(observer).is_some() {
@@ -78,6 +84,36 @@ async fn until_due(observer: &CaptureObserver, polled: &mut tokio::sync::watch::
             biased;
             _ = polled.changed() => {}
             () = tokio::time::sleep(left) => {}
+        }
+    }
+}
+
+/// Looks at everybody's heartbeats once for each silence of the controller, before it is known to be dead.
+#[derive(Default)]
+struct Scout {
+    /// The silence that was looked at last.
+    looked: Option<LeaseReading>,
+}
+
+impl Scout {
+    async fn look(&mut self, observer: &CaptureObserver) {
+        let inner = &observer.inner;
+        let silence = lock(&inner.observed).lease.silent(inner.clock.now(), &inner.policy);
+        if silence.is_none() || silence == self.looked {
+            return;
+        }
+        // Everybody who may be elected looks: not all in the same moment.
+        tokio::time::sleep(pace::some_of(&*inner.clock, inner.policy.heartbeat_interval)).await;
+        let beats =
+            pace::within(inner.policy.statement_timeout, "election.scout", inner.store.capture_beats());
+        match beats.await {
+            Ok(beats) => {
+                let answered_at = inner.clock.now();
+                lock(&inner.observed).judge.observe(answered_at, &beats);
+                self.looked = silence;
+            }
+            // After the next poll again; whoever is elected looks anyway, and counts from then.
+            Err(error) => tracing::debug!(%error, "could not look at the others' heartbeats"),
         }
     }
 }

@@ -67,6 +67,18 @@ fn longest_gap(world: &World, feed: ChangefeedUuid, since: Duration) -> Duration
     last.iter().map(|last| world.now() - *last).chain([longest]).max().unwrap()
 }
 
+/// How many writes since then began before what its table had been written up to.
+fn repeated(world: &World, feed: ChangefeedUuid, since: Duration) -> usize {
+    let mut upto = [START; TABLES];
+    let mut repeated = 0;
+    for write in world.outside.writes().iter().filter(|write| write.term.changefeed == feed) {
+        let Some(part) = write.part else { continue };
+        repeated += usize::from(write.at > since && write.from < upto[part.table]);
+        upto[part.table] = upto[part.table].max(write.to);
+    }
+    repeated
+}
+
 #[tokio::test(start_paused = true)]
 async fn its_tables_run_on_several_captures_and_its_checkpoint_is_the_least() {
     let (world, feed) = split(3).await;
@@ -214,6 +226,8 @@ async fn a_capture_that_stops_gives_its_tables_away_first() {
             "a capture of three stops (the owner: {of_owner}) in {took:?}; the longest gap of a table {gap:?}"
         );
         assert!(took <= secs(4), "{took:?}");
+        let repeated = repeated(&world, feed, at);
+        assert!(of_owner || repeated == 0, "{repeated} writes were repeated");
         assert!(gap <= if of_owner { secs(8) } else { secs(4) }, "{gap:?}");
         assert!(world.capture(world.processes[leaving].id().unwrap()).is_none(), "deregistered");
         world.check();
@@ -236,6 +250,7 @@ async fn a_drained_capture_is_left_by_its_tables() {
     world.until("it is no processor any more", secs(5), |world| live(world, feed) == 2).await;
     let gap = longest_gap(&world, feed, at);
     println!("a capture of three is drained: the longest gap of a table {gap:?}");
+    assert_eq!(repeated(&world, feed, at), 0);
     assert!(gap <= secs(4), "{gap:?}");
 }
 
@@ -245,9 +260,11 @@ async fn a_capture_that_joins_gets_its_part() {
     let feed = world.create_split(TABLES, 3).await;
     world.until("two carry it", secs(20), |world| is_even(world, feed, 2)).await;
     let epoch = world.schedule(feed).unwrap().epoch;
+    let joined_at = world.now();
     world.start();
     world.until("three carry it", secs(20), |world| is_even(world, feed, 3)).await;
     assert_eq!(world.schedule(feed).unwrap().epoch, epoch);
+    assert_eq!(repeated(&world, feed, joined_at), 0);
     let at = world.now();
     world.pass(secs(60)).await;
     let launches = world.outside.writes().iter().filter(|write| write.at > at && write.from == START).count();

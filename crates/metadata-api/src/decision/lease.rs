@@ -173,15 +173,18 @@ pub struct Standing<T> {
     pub since: BootTime,
 }
 
+/// Leader, epoch and lease sequence, and since when they stand still.
+pub type LeaseReading = Standing<(Option<CaptureId>, u64, u64)>;
+
 /// A challenger's view of the controller's lease.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LeaseWatch {
-    seen: Option<Standing<(Option<CaptureId>, u64, u64)>>,
+    seen: Option<LeaseReading>,
 }
 
 impl LeaseWatch {
-    /// Leader, epoch and lease sequence of the last reading, and since when they stand still; `None` before any.
-    pub fn standing(&self) -> Option<Standing<(Option<CaptureId>, u64, u64)>> {
+    /// The last reading; `None` before any.
+    pub fn standing(&self) -> Option<LeaseReading> {
         self.seen
     }
 
@@ -203,6 +206,14 @@ impl LeaseWatch {
     pub fn valid_leader(&self, now: BootTime, policy: &TimePolicy) -> Option<CaptureId> {
         let seen = self.seen?;
         (now < seen.since + policy.controller_lease).then_some(seen.value.0).flatten()
+    }
+
+    /// The reading of a controller that has missed its renewals for as long as a gap in this capture's own heartbeats would be:
+    /// it may be dead, and others with it. Whoever may be elected then looks at everybody's number *now*, so that it need not
+    /// begin to count their silence when it is. One look will do: a number only grows, so one that is the same at the election has
+    /// stood still in between.
+    pub fn silent(&self, now: BootTime, policy: &TimePolicy) -> Option<LeaseReading> {
+        self.seen.filter(|seen| seen.value.0.is_some() && now.since(seen.since) >= policy.own_gap)
     }
 
     /// Whether the lease is vacant or has stood still for its whole length.
