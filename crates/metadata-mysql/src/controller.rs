@@ -22,7 +22,7 @@ use crate::feeds::{
 };
 use crate::fence::{fence_lock_as, fence_lock_reading};
 use crate::group::{Call, Key, apart};
-use crate::processor::{self, set_processors};
+use crate::processor::{self, ProcessorTargets, set_processors};
 use crate::retry::{TxError, TxResult};
 use crate::rows::{BeatRow, CAPTURE, CaptureRow, SCHEDULE, ScheduleRow, decode_all, progress_value};
 use crate::sql::{Answer, Batch, Sql};
@@ -494,11 +494,9 @@ impl ControllerStore for MysqlStore {
     ) -> Result<Vec<ProcessorSchedule>> {
         check_batch("targets", targets.iter().map(|target| target.capture))?;
         targets.iter().try_for_each(processor::check_target)?;
-        self.runner
-            .tx("controller.processor_set", |tx| {
-                Box::pin(async move { set_processors(tx, term, changefeed, targets).await })
-            })
-            .await
+        let call = ProcessorTargets { term, changefeed, targets: targets.to_vec() };
+        let group = &self.groups.processor_set;
+        group.commit(&self.runner, call, |tx, calls| Box::pin(set_processors(tx, calls))).await
     }
 
     #[tracing::instrument(name = "controller.cleanup", skip_all, fields(%term, targets = targets.len()))]

@@ -77,6 +77,7 @@ struct Groups {
     report: Group<owner::Report>,
     release: Group<owner::Releases>,
     owner_set: Group<controller::Targets>,
+    processor_set: Group<processor::ProcessorTargets>,
 }
 
 impl Default for Groups {
@@ -90,6 +91,7 @@ impl Default for Groups {
             report: Group::new("owner.report"),
             release: Group::new("owner.release"),
             owner_set: Group::new("controller.owner_set"),
+            processor_set: Group::new("controller.processor_set"),
         }
     }
 }

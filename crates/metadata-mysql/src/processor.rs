@@ -1,7 +1,8 @@
 //! Processors, as the controller attaches and detaches them, and as the owner gives them work. (Their own word:
 //! [`crate::owner`].)
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use metadata_api::codec::encode_assignment;
 use metadata_api::decision::schedule::assign_processors;
@@ -13,49 +14,103 @@ use metadata_api::store::Authority;
 use metadata_api::{MetadataError, Result};
 
 use crate::controller::{alive_captures, not_alive, read_alive};
-use crate::feeds::{changefeed_text, feed, read_feeds};
+use crate::feeds::{Feed, changefeed_text, feeds, no_changefeed, read_feeds};
 use crate::fence::fence_lock_reading;
+use crate::group::{self, Call};
 use crate::query::processor_rows;
-use crate::retry::{TxError, TxResult};
-use crate::sql::{Key, Sql, parts, set_column, where_versions};
+use crate::retry::TxResult;
+use crate::rows::{ProcessorRow, decode_all};
+use crate::sql::{Batch, Key, Sql, parts, set_column, where_versions};
 use crate::tx::Tx;
 
-/// All or nothing, at one revision.
+/// What the controller attaches to and detaches from one changefeed: all or nothing.
+pub(crate) struct ProcessorTargets {
+    pub(crate) term: ControllerTerm,
+    pub(crate) changefeed: ChangefeedUuid,
+    pub(crate) targets: Vec<ProcessorTarget>,
+}
+
+impl Call for ProcessorTargets {
+    type Answer = Vec<ProcessorSchedule>;
+
+    fn keys(&self) -> Vec<group::Key> {
+        vec![group::Key::Changefeed(self.changefeed.0)]
+    }
+
+    fn may_join(&self, first: &Self) -> bool {
+        self.term == first.term
+    }
+
+    fn text(&self) -> usize {
+        const ROW: usize = 256;
+        self.targets.iter().map(|target| target.assignment.0.to_string().len() + ROW).sum()
+    }
+}
+
+/// Those of one term, at one revision, each applied or refused on its own.
 pub(crate) async fn set_processors(
     tx: &mut Tx<'_>,
-    term: ControllerTerm,
-    changefeed: ChangefeedUuid,
-    targets: &[ProcessorTarget],
-) -> TxResult<Vec<ProcessorSchedule>> {
-    let attached = targets.iter().filter(|target| target.state == ScheduleState::Launched);
-    let reads = [read_feeds([changefeed]), read_alive(&attached.map(|target| target.capture).collect())];
-    let (revision, [found, alive]) = fence_lock_reading(tx, Authority::Controller(term), reads).await?;
-    let (feed, alive) = (feed(&found, changefeed)?, alive_captures(&alive)?);
-    let rows = processor_rows(tx, changefeed).await?;
+    calls: &[Arc<ProcessorTargets>],
+) -> TxResult<Vec<Result<Vec<ProcessorSchedule>>>> {
+    let Some(first) = calls.first() else { return Ok(Vec::new()) };
+    let targets = calls.iter().flat_map(|call| &call.targets);
+    let attached = targets.filter(|target| target.state == ScheduleState::Launched);
+    let changefeeds = || calls.iter().map(|call| call.changefeed);
+    let mut rows = Sql::new(
+        "SELECT changefeed_uuid, capture_id, state, owner_epoch, epoch, assignment, revision, version \
+         FROM processor WHERE changefeed_uuid IN (",
+    );
+    rows.numbers(changefeeds().map(|uuid| uuid.0)).push(")");
+    let reads =
+        [read_feeds(changefeeds()), read_alive(&attached.map(|target| target.capture).collect()), rows];
+    let authority = Authority::Controller(first.term);
+    let (revision, [found, alive, rows]) = fence_lock_reading(tx, authority, reads).await?;
+    let (mut found, alive) = (feeds(&found)?, alive_captures(&alive)?);
+    let mut rows_of: BTreeMap<u64, Vec<ProcessorRow>> = BTreeMap::new();
+    for row in rows.rows::<ProcessorRow>()? {
+        rows_of.entry(row.changefeed_uuid).or_default().push(row);
+    }
+    let mut batch = Batch::default();
+    let mut answers = Vec::with_capacity(calls.len());
+    for call in calls {
+        let (feed, rows) = (found.remove(&call.changefeed), rows_of.remove(&call.changefeed.0));
+        let decided = decide_all(call, feed, rows.unwrap_or_default(), &alive, revision);
+        answers.push(decided.map(|writes| {
+            let answer = writes.iter().map(|write| write.next.clone()).collect();
+            let (new, old): (Vec<Write>, Vec<Write>) = writes.into_iter().partition(|write| write.new);
+            insert(&mut batch, &new);
+            update(&mut batch, call.changefeed, revision, &old);
+            answer
+        }));
+    }
+    if batch.is_empty() {
+        tx.discard();
+    }
+    batch.send(tx).await?;
+    Ok(answers)
+}
+
+/// What all of one call's targets make of their rows, or why none is applied.
+fn decide_all(
+    call: &ProcessorTargets,
+    feed: Option<Result<Feed>>,
+    rows: Vec<ProcessorRow>,
+    alive: &BTreeSet<CaptureId>,
+    revision: Revision,
+) -> Result<Vec<Write>> {
+    let feed = feed.unwrap_or_else(|| Err(no_changefeed(call.changefeed)))?;
+    let rows: Vec<ProcessorSchedule> = decode_all(rows)?;
     let rows: BTreeMap<CaptureId, ProcessorSchedule> =
         rows.into_iter().map(|row| (row.capture, row)).collect();
-    let mut answers = Vec::with_capacity(targets.len());
-    let mut writes = Vec::with_capacity(targets.len());
-    for target in targets {
+    let write = |target: &ProcessorTarget| {
         let row = rows.get(&target.capture);
         let next = decide(&feed.schedule, target, row, revision)?;
         if next.state == ScheduleState::Launched && !alive.contains(&target.capture) {
-            return Err(not_alive(target.capture).into());
+            return Err(not_alive(target.capture));
         }
-        writes.push(Write {
-            new: row.is_none(),
-            assignment: encode_assignment(&next.assignment)?,
-            next: next.clone(),
-        });
-        answers.push(next);
-    }
-    let (new, old): (Vec<Write>, Vec<Write>) = writes.into_iter().partition(|write| write.new);
-    insert(tx, &new).await?;
-    update(tx, changefeed, revision, &old).await?;
-    if targets.is_empty() {
-        tx.discard();
-    }
-    Ok(answers)
+        Ok(Write { new: row.is_none(), assignment: encode_assignment(&next.assignment)?, next })
+    };
+    call.targets.iter().map(write).collect()
 }
 
 /// What the owner of `term` gives its processors. The fence and the term are held.
@@ -72,7 +127,9 @@ pub(crate) async fn assign(
         Ok(Write { new: false, assignment: encode_assignment(&row.assignment)?, next: row.clone() })
     };
     let writes = rows.iter().map(write).collect::<Result<Vec<_>>>()?;
-    update(tx, term.changefeed, revision, &writes).await?;
+    let mut batch = Batch::default();
+    update(&mut batch, term.changefeed, revision, &writes);
+    batch.send(tx).await?;
     Ok(rows)
 }
 
@@ -149,7 +206,7 @@ fn decide(
     }
 }
 
-async fn insert(tx: &mut Tx<'_>, rows: &[Write]) -> TxResult<()> {
+fn insert(batch: &mut Batch, rows: &[Write]) {
     for part in parts(rows, |row| row.assignment.len()) {
         let mut sql = Sql::new(
             "INSERT INTO processor (changefeed_uuid, capture_id, state, owner_epoch, epoch, assignment, revision) VALUES ",
@@ -160,17 +217,11 @@ async fn insert(tx: &mut Tx<'_>, rows: &[Write]) -> TxResult<()> {
             sql.push(", ").number(row.next.epoch.0).push(", ").text(&row.assignment);
             sql.push(", ").number(row.next.revision.0).push(")")
         });
-        sql.execute(tx).await?;
+        batch.add(sql);
     }
-    Ok(())
 }
 
-async fn update(
-    tx: &mut Tx<'_>,
-    changefeed: ChangefeedUuid,
-    revision: Revision,
-    rows: &[Write],
-) -> TxResult<()> {
+fn update(batch: &mut Batch, changefeed: ChangefeedUuid, revision: Revision, rows: &[Write]) {
     let key = Key { column: "capture_id", write: |sql, row: &Write| sql.uuid(row.next.capture.0) };
     for part in parts(rows, |row| row.assignment.len()) {
         let mut sql = Sql::new("UPDATE processor SET ");
@@ -194,9 +245,6 @@ async fn update(
         sql.push(", revision = ").number(revision.0).push(", version = version + 1");
         where_versions(&mut sql, &key, part, |row| row.next.version.0 - 1);
         sql.push(" AND changefeed_uuid = ").number(changefeed.0);
-        if sql.execute(tx).await?.rows_affected() != part.len() as u64 {
-            return Err(TxError::Moved("a processor"));
-        }
+        batch.expect(sql, part.len(), "a processor");
     }
-    Ok(())
 }

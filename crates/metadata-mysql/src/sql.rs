@@ -210,6 +210,11 @@ impl Batch {
         self.0.push(Conditional { sql, must_match: None });
     }
 
+    /// Nothing was added.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Sends them, in this order, in as few round trips as their length allows.
     pub(crate) async fn send(self, connection: &mut MySqlConnection) -> TxResult<()> {
         for part in parts(&self.0, |write| write.sql.0.len() / 2) {

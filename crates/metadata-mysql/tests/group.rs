@@ -6,7 +6,8 @@ use std::sync::Arc;
 use futures::future::join_all;
 use metadata_api::decision::feed_state::FeedEvent;
 use metadata_api::model::{
-    CaptureTerm, ChangefeedInfo, ChangefeedUuid, FeedState, OwnerTerm, ScheduleState, ScheduleTarget,
+    CaptureTerm, ChangefeedInfo, ChangefeedUuid, FeedState, OwnerTerm, ProcessorAssignment, ProcessorTarget,
+    ScheduleState, ScheduleTarget, Version,
 };
 use metadata_api::store::{
     AdminStore as _, Authority, CaptureStore as _, ControllerStore as _, ElectionStore as _, OwnerRelease,
@@ -212,6 +213,75 @@ pub async fn launches_and_releases_share_a_turn(kind: Kind) {
     }
     for row in store.schedule_snapshot().await.expect("a snapshot").changefeeds {
         assert_eq!((row.schedule.state, row.schedule.owner), (ScheduleState::Removed, None));
+    }
+    watched.end().await;
+}
+
+pub async fn processors_of_many_changefeeds_share_a_turn(kind: Kind) {
+    let mut watched = Watched::new(kind).await;
+    let created = watched.create_all().await;
+    let store = watched.store.clone();
+    let register = || async { store.capture_register(&new_capture()).await.expect("registered") };
+    let (me, other, gone) = (register().await, register().await, register().await);
+    store.capture_deregister(gone).await.expect("deregistered");
+    let controller =
+        store.election_campaign(me, &store.election().await.expect("a row")).await.expect("elected");
+    let snapshot = store.schedule_snapshot().await.expect("a snapshot");
+    let targets = snapshot.changefeeds.iter().map(|row| ScheduleTarget {
+        changefeed: row.schedule.changefeed,
+        expected_version: row.schedule.version,
+        state: ScheduleState::Launched,
+        owner: Some(me.capture),
+    });
+    let targets: Vec<_> = targets.collect();
+    for answer in store.owner_set(controller, &targets).await.expect("set") {
+        answer.expect("launched");
+    }
+    let attach = |capture: CaptureTerm| ProcessorTarget {
+        capture: capture.capture,
+        expected_version: None,
+        state: ScheduleState::Launched,
+        assignment: ProcessorAssignment::default(),
+    };
+    // One names a capture that is gone: nothing of that call is done, and all of the others.
+    let set = |(n, info): (usize, &ChangefeedInfo)| {
+        let (store, changefeed) = (store.clone(), info.uuid);
+        let targets = [attach(me), attach(if n == 1 { gone } else { other })];
+        async move { store.processor_set(controller, changefeed, &targets).await }
+    };
+    let answers = watched.together(created.iter().enumerate().map(set).collect::<Vec<_>>()).await;
+    for (n, (info, answer)) in created.iter().zip(answers).enumerate() {
+        let rows = store.processor_schedules(info.uuid).await.expect("read");
+        match answer {
+            Ok(mut set) => {
+                set.sort_by_key(|row| row.capture);
+                assert_eq!((n == 1, set.len(), &set), (false, 2, &rows));
+            }
+            Err(error) => {
+                assert!(n == 1 && matches!(error, MetadataError::Conflict { .. }), "{n}: {error}");
+                assert_eq!(rows, []);
+            }
+        }
+    }
+    // Some attach, some detach, in one turn.
+    let change = |(n, info): (usize, &ChangefeedInfo)| {
+        let (store, changefeed) = (store.clone(), info.uuid);
+        let target = ProcessorTarget {
+            expected_version: (n != 1).then_some(Version(1)),
+            state: if n == 1 { ScheduleState::Launched } else { ScheduleState::Removing },
+            ..attach(other)
+        };
+        async move { store.processor_set(controller, changefeed, &[target]).await }
+    };
+    for (n, answer) in watched
+        .together(created.iter().enumerate().map(change).collect::<Vec<_>>())
+        .await
+        .into_iter()
+        .enumerate()
+    {
+        let wanted = if n == 1 { ScheduleState::Launched } else { ScheduleState::Removing };
+        let rows = answer.expect("set");
+        assert_eq!(rows.iter().map(|row| row.state).collect::<Vec<_>>(), [wanted]);
     }
     watched.end().await;
 }

@@ -61,6 +61,7 @@ on_every_server! {
     group {
         creates_pauses_and_removals_share_a_turn
         launches_and_releases_share_a_turn
+        processors_of_many_changefeeds_share_a_turn
         of_creates_that_share_a_turn_one_gets_the_name
     }
     plans {

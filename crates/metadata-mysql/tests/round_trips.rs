@@ -6,8 +6,8 @@ use std::sync::Arc;
 use metadata_api::decision::feed_state::FeedEvent;
 use metadata_api::model::{
     CaptureId, CaptureProgress, CaptureTerm, ChangefeedName, ChangefeedProgress, ChangefeedUuid,
-    ControllerTerm, FeedState, NewCapture, NewChangefeed, OwnerTerm, ReplicaConfig, Revision, ScheduleState,
-    ScheduleTarget, SecretUri, Ts,
+    ControllerTerm, FeedState, NewCapture, NewChangefeed, OwnerTerm, ProcessorAssignment, ProcessorTarget,
+    ReplicaConfig, Revision, ScheduleState, ScheduleTarget, SecretUri, Ts, Version,
 };
 use metadata_api::store::{
     AdminStore as _, Authority, CaptureStore as _, ControllerStore as _, ElectionStore as _, MAX_BATCH,
@@ -198,6 +198,21 @@ pub async fn a_write_takes_few_round_trips_and_a_batch_no_more(kind: Kind) {
     assert_eq!(counted.of(store.owner_transition(term, report, None)).await.0, 3, "a report");
     let (remove, _) = counted.of(store.changefeed_remove(Authority::Controller(controller), running)).await;
     assert_eq!(remove, 3, "remove of what runs");
+
+    let split = counted.create().await.expect("created");
+    counted.launched(controller, me, split).await;
+    let target = |state, expected_version| {
+        [ProcessorTarget {
+            capture: me.capture,
+            expected_version,
+            state,
+            assignment: ProcessorAssignment::default(),
+        }]
+    };
+    let (attach, detach) =
+        (target(ScheduleState::Launched, None), target(ScheduleState::Removing, Some(Version(1))));
+    assert_eq!(counted.of(store.processor_set(controller, split, &attach)).await.0, 3, "attach");
+    assert_eq!(counted.of(store.processor_set(controller, split, &detach)).await.0, 3, "detach");
 
     let mut many = Vec::with_capacity(MAX_BATCH);
     for _ in 0..MAX_BATCH {
