@@ -349,7 +349,6 @@ async fn owned_by(
     let mut owned = Vec::with_capacity(limit);
     let mut after = None;
     loop {
-        let wanted = limit.saturating_sub(owned.len());
         let mut sql = Sql::new("SELECT ");
         sql.push(SCHEDULE)
             .push(
@@ -360,7 +359,7 @@ async fn owned_by(
         if let Some(after) = after {
             sql.push(" AND s.changefeed_uuid > ").number(after);
         }
-        sql.push(" ORDER BY s.changefeed_uuid LIMIT ").number(wanted as u64);
+        sql.push(" ORDER BY s.changefeed_uuid LIMIT ").number(limit as u64);
         let rows: Vec<TakenRow> = sql.fetch(tx).await?;
         let found = rows.len();
         after = rows.last().map(|row| row.schedule.changefeed_uuid);
@@ -368,11 +367,12 @@ async fn owned_by(
             match ChangefeedSchedule::try_from(row.schedule) {
                 Ok(schedule) => owned.push((schedule, row.removed)),
                 Err(error) => {
-                    tracing::warn!(%capture, %error, "a schedule cannot be taken from an offline capture")
+                    tracing::debug!(%capture, %error, "a schedule cannot be taken from an offline capture")
                 }
             }
         }
-        if found < wanted || owned.len() == limit {
+        owned.truncate(limit);
+        if found < limit || owned.len() == limit {
             return Ok(owned);
         }
     }

@@ -7,7 +7,7 @@ use metadata_api::codec::{Cell, join_uri, processor_report};
 use metadata_api::model::{
     CaptureBeat, CaptureId, CaptureInfo, CaptureProgress, ChangefeedInfo, ChangefeedName, ChangefeedSchedule,
     ChangefeedStatus, ChangefeedUuid, ControllerEpoch, ElectionRecord, Name, OwnerEpoch, ProcessorEpoch,
-    ProcessorSchedule, ProcessorStatus, Revision, UpstreamId, UpstreamInfo, Version,
+    ProcessorSchedule, ProcessorStatus, Revision, ScheduleState, UpstreamId, UpstreamInfo, Version,
 };
 use sqlx::FromRow;
 
@@ -206,10 +206,15 @@ impl TryFrom<ScheduleRow> for ChangefeedSchedule {
 
     fn try_from(row: ScheduleRow) -> Result<Self> {
         let cell = |column| Cell::new("schedule", &row.changefeed_uuid, column);
+        let state = cell("owner_state").parse(&row.owner_state)?;
+        let owner: Option<CaptureId> = cell("owner").parse_opt(row.owner.as_deref())?;
+        if owner.is_some() == (state == ScheduleState::Removed) {
+            return Err(cell("owner").corrupt(format!("state {state} with owner {owner:?}")));
+        }
         Ok(Self {
             changefeed: ChangefeedUuid(row.changefeed_uuid),
-            owner: cell("owner").parse_opt(row.owner.as_deref())?,
-            state: cell("owner_state").parse(&row.owner_state)?,
+            owner,
+            state,
             epoch: OwnerEpoch(row.owner_epoch),
             task_position: cell("task_position").json(&row.task_position)?,
             revision: Revision(row.schedule_revision),

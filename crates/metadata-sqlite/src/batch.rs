@@ -92,11 +92,10 @@ pub(crate) async fn owned_by(
     capture: CaptureId,
     limit: usize,
 ) -> TxResult<Vec<(ChangefeedSchedule, bool)>> {
-    let key = capture.to_string();
+    let (key, page) = (capture.to_string(), i64::try_from(limit).unwrap_or(i64::MAX));
     let mut owned = Vec::with_capacity(limit);
     let mut after = i64::MIN;
     loop {
-        let wanted = i64::try_from(limit.saturating_sub(owned.len())).unwrap_or(i64::MAX);
         let rows = sqlx::query!(
             r#"SELECT s.changefeed_uuid AS "changefeed_uuid!: i64", s.owner AS "owner?: String",
                       s.owner_state AS "owner_state!: String", s.owner_epoch AS "owner_epoch!: i64",
@@ -107,7 +106,7 @@ pub(crate) async fn owned_by(
                ORDER BY s.changefeed_uuid LIMIT ?"#,
             key,
             after,
-            wanted
+            page
         )
         .fetch_all(tx.db())
         .await?;
@@ -126,11 +125,12 @@ pub(crate) async fn owned_by(
             match schedule {
                 Ok(schedule) => owned.push((schedule, row.removed)),
                 Err(error) => {
-                    tracing::warn!(%capture, %error, "a schedule cannot be taken from an offline capture")
+                    tracing::debug!(%capture, %error, "a schedule cannot be taken from an offline capture")
                 }
             }
         }
-        if stored(found as u64) < wanted || owned.len() == limit {
+        owned.truncate(limit);
+        if found < limit || owned.len() == limit {
             return Ok(owned);
         }
     }

@@ -174,7 +174,12 @@ impl Watcher {
         lock(&self.seen).late.clone()
     }
 
-    /// An older state of the database was just put back, and checkpoints with it.
+    /// An older state of the database is put back, and checkpoints with it: until it is [`Self::restored`], what is seen says nothing.
+    pub fn restoring(&self) {
+        lock(&self.seen).restored_at = BootTime::from_boot(Duration::MAX);
+    }
+
+    /// It is.
     pub fn restored(&self) {
         lock(&self.seen).restored_at = now();
     }

@@ -179,6 +179,7 @@ impl Victims<'_> {
             Fault::WallClockBehind => self.marked(any, WALL_CLOCK, "-3600", 10).await,
             Fault::Restored => {
                 self.history.suspend();
+                self.cluster.watcher.restoring();
                 self.backup.restore(&self.cluster.store.url).await;
                 self.cluster.watcher.restored();
                 self.history.begin_anew();

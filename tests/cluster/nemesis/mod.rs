@@ -90,6 +90,10 @@ async fn nemesis(kind: Kind) {
         if fault != Fault::Restored && random.below(3) == 0 {
             backup = Backup::take(&cluster.store.url).await;
         }
+        if fault.moves_nothing() {
+            // Who came back after the fault before is given its part first.
+            cluster.balanced().await;
+        }
         let before = cluster.look().await;
         let at = now().since(start);
         let mut victims = Victims {

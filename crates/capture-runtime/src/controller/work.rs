@@ -60,6 +60,13 @@ impl Mind {
     }
 }
 
+impl Drop for Mind {
+    /// Whoever leads next counts anew.
+    fn drop(&mut self) {
+        gauge!("cdc_controller_unreadable_changefeeds").set(0.0);
+    }
+}
+
 /// Looks, plans and acts until cancelled or fenced, or until its own capture drains and another one may lead: then the
 /// office is given back, so that the next controller moves the work.
 ///
@@ -167,10 +174,8 @@ async fn look(
         let policy = PlanPolicy { may_launch, ..*policy };
         let plan = plan_calmly(&snapshot, &policy, &mut mind.plan, controller.now());
         histogram!("cdc_controller_plan_actions").record(count(plan.steps.len()));
-        next = plan.again_at.map_or(Again::Never, Again::At);
-        if !snapshot.unreadable.is_empty() && next == Again::Never {
-            next = Again::At(now + UNREADABLE_EVERY);
-        }
+        let mended = (!snapshot.unreadable.is_empty()).then(|| now + UNREADABLE_EVERY);
+        next = plan.again_at.into_iter().chain(mended).min().map_or(Again::Never, Again::At);
         let acted = act(controller, &plan.steps, !snapshot.unreadable.is_empty()).await;
         if acted.as_ref().is_err_and(|error| error.is_fenced() || error.is_transient()) {
             return acted.map(|()| None);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metadata_api::decision::lease::{ElectionView, LeaseReading, may_campaign};
-use metadata_api::model::{ControllerTerm, ElectionRecord};
+use metadata_api::model::{CaptureState, ControllerTerm, ElectionRecord};
 use metadata_api::observation::ControllerCallback;
 use metadata_api::{MetadataError, Result};
 use metrics::{counter, gauge};
@@ -29,9 +29,16 @@ const STEP_DOWN_LIMIT: Duration = Duration::from_secs(2);
 
 /// Campaigns, leads, steps down, until told to stop or fenced.
 pub(super) async fn run(observer: &CaptureObserver, on_take_control: ControllerCallback) -> Result<()> {
+    tokio::select! {
+        biased;
+        ended = serve(observer, on_take_control) => ended,
+        () = scout(observer) => Err(MetadataError::conflict("the watch has ended")),
+    }
+}
+
+async fn serve(observer: &CaptureObserver, on_take_control: ControllerCallback) -> Result<()> {
     let inner = &observer.inner;
     let mut polled = inner.polled.subscribe();
-    let mut scout = Scout::default();
     loop {
         tokio::select! {
             biased;
@@ -39,7 +46,7 @@ pub(super) async fn run(observer: &CaptureObserver, on_take_control: ControllerC
             () = inner.fenced.cancelled() => {
                 return Err(observer.fenced_error().unwrap_or_else(|| MetadataError::fenced("this capture")));
             }
-            () = until_due(observer, &mut polled, &mut scout) => {}
+            () = until_due(observer, &mut polled) => {}
         }
         let Some(record) = due_record(observer) else { continue };
         match campaign(observer, &record).await {
@@ -62,14 +69,9 @@ pub(super) async fn run(observer: &CaptureObserver, on_take_control: ControllerC
 }
 
 /// Waits until the lease may be due: after each poll, or when the one last seen runs out.
-async fn until_due(
-    observer: &CaptureObserver,
-    polled: &mut tokio::sync::watch::Receiver<u64>,
-    scout: &mut Scout,
-) {
+async fn until_due(observer: &CaptureObserver, polled: &mut tokio::sync::watch::Receiver<u64>) {
     let inner = &observer.inner;
     loop {
-        scout.look(observer).await;
         if due_record(observer).is_some() {
             tokio::time::sleep(pace::some_of(&*inner.clock, inner.policy.poll_interval / 2)).await;
             if due_record(observer).is_some() {
@@ -88,34 +90,45 @@ async fn until_due(
     }
 }
 
-/// Looks at everybody's heartbeats once for each silence of the controller, before it is known to be dead.
-#[derive(Default)]
-struct Scout {
-    /// The silence that was looked at last.
-    looked: Option<LeaseReading>,
-}
-
-impl Scout {
-    async fn look(&mut self, observer: &CaptureObserver) {
-        let inner = &observer.inner;
-        let silence = lock(&inner.observed).lease.silent(inner.clock.now(), &inner.policy);
-        if silence.is_none() || silence == self.looked {
-            return;
+/// Looks at everybody's heartbeats once for each silence of the controller, before it is known to be dead. Never ends.
+async fn scout(observer: &CaptureObserver) {
+    let inner = &observer.inner;
+    let mut polled = inner.polled.subscribe();
+    let mut looked = None;
+    while polled.changed().await.is_ok() {
+        let silence = silence(observer);
+        if silence.is_none() || silence == looked {
+            continue;
         }
-        // Everybody who may be elected looks: not all in the same moment.
-        tokio::time::sleep(pace::some_of(&*inner.clock, inner.policy.heartbeat_interval)).await;
-        let beats =
-            pace::within(inner.policy.statement_timeout, "election.scout", inner.store.capture_beats());
-        match beats.await {
+        // Everybody who may be elected looks: not all in the same moment, and not who has heard of the controller meanwhile.
+        tokio::time::sleep(pace::some_of(&*inner.clock, inner.policy.own_gap)).await;
+        if self::silence(observer) != silence {
+            continue;
+        }
+        // Once, whatever comes of it: whoever is elected looks anyway, and counts from then.
+        looked = silence;
+        let beats = inner.store.capture_beats();
+        match pace::within(inner.policy.statement_timeout, "election.scout", beats).await {
             Ok(beats) => {
                 let answered_at = inner.clock.now();
                 lock(&inner.observed).judge.observe(answered_at, &beats);
-                self.looked = silence;
             }
-            // After the next poll again; whoever is elected looks anyway, and counts from then.
             Err(error) => tracing::debug!(%error, "could not look at the others' heartbeats"),
         }
     }
+}
+
+/// The lease of a controller that is silent, if this capture may have to follow it.
+fn silence(observer: &CaptureObserver) -> Option<LeaseReading> {
+    let inner = &observer.inner;
+    if inner.deadline.has_passed() || observer.leading().is_some() {
+        return None;
+    }
+    let seen = lock(&inner.observed);
+    if seen.own_state != Some(CaptureState::Alive) {
+        return None;
+    }
+    seen.lease.silent(seen.last_poll?, &inner.policy)
 }
 
 /// The record to campaign on, if it is time.

@@ -197,7 +197,14 @@ impl Watch<'_> {
         observed.identity = Some(answer.identity.clone());
         observed.revision = answer.revision;
         observed.own_state = answer.own_state;
+        let before = observed.lease.standing().map(|seen| seen.value);
         observed.lease.observe(asked_at, &answer.election);
+        let after = observed.lease.standing().map(|seen| seen.value);
+        if before != after && answer.election.leader != Some(inner.term.capture) {
+            // Another controller lives: whom to declare dead is its to say. What was seen of the others in an earlier silence would be
+            // hours old in the next one, and a database may have been restored in between.
+            observed.judge.reset();
+        }
         observed.election = Some(answer.election);
         if let Some(beat) = &answer.controller
             && beat.state != CaptureState::Offline

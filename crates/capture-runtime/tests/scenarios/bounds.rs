@@ -34,13 +34,13 @@ async fn controller_and_owner_in_one_cost_21_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_processes_at_once_cost_24_s() {
+async fn two_processes_at_once_cost_26_s() {
     let (mut world, feeds) = World::running(4, 12).await;
     let (first, second) = (world.controller().unwrap(), world.follower(&[]));
     let at = world.now();
     world.processes[first].kill();
     world.processes[second].kill();
-    world.until("everything runs", secs(24), |world| world.all_move(&feeds, at)).await;
+    world.until("everything runs", secs(26), |world| world.all_move(&feeds, at)).await;
 }
 
 #[tokio::test(start_paused = true)]

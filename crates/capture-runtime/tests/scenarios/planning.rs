@@ -203,7 +203,8 @@ async fn a_damaged_row_holds_up_nobody_else_and_is_taken_when_it_is_mended() {
     world.until("the rest runs elsewhere", secs(21), |world| world.all_elsewhere(rest, &[victim])).await;
     let new = world.create(3).await;
     world.until("new ones run", secs(3), |world| world.all_move(&new, secs(0))).await;
-    world.pass(secs(60)).await;
+    let joined = world.start();
+    world.until("who joins gets its part", secs(90), |world| world.owned(joined).len() >= 3).await;
     assert_eq!(world.schedule(*damaged).unwrap().owner, Some(id));
     assert!(world.db.read(|tables| tables.capture(id).is_some()), "it is still named");
 

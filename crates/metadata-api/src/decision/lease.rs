@@ -208,12 +208,17 @@ impl LeaseWatch {
         (now < seen.since + policy.controller_lease).then_some(seen.value.0).flatten()
     }
 
-    /// The reading of a controller that has missed its renewals for as long as a gap in this capture's own heartbeats would be:
-    /// it may be dead, and others with it. Whoever may be elected then looks at everybody's number *now*, so that it need not
-    /// begin to count their silence when it is. One look will do: a number only grows, so one that is the same at the election has
-    /// stood still in between.
-    pub fn silent(&self, now: BootTime, policy: &TimePolicy) -> Option<LeaseReading> {
-        self.seen.filter(|seen| seen.value.0.is_some() && now.since(seen.since) >= policy.own_gap)
+    /// The reading of a controller that had missed its renewals, by a look that was asked for at `looked_at`, for as long as a gap in
+    /// this capture's own heartbeats would be: it may be dead, and others with it. Whoever may be elected then looks at everybody's
+    /// number, so that it need not begin to count their silence when it is. One look will do: a number only grows, so one that is the
+    /// same at the election has stood still in between. `None` once the lease has run out: who is elected looks anyway.
+    pub fn silent(&self, looked_at: BootTime, policy: &TimePolicy) -> Option<LeaseReading> {
+        let silence = |seen: &LeaseReading| looked_at.since(seen.since);
+        self.seen.filter(|seen| {
+            seen.value.0.is_some()
+                && silence(seen) >= policy.own_gap
+                && silence(seen) < policy.controller_lease
+        })
     }
 
     /// Whether the lease is vacant or has stood still for its whole length.

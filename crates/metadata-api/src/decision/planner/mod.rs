@@ -147,6 +147,12 @@ pub struct Step {
     pub why: Why,
 }
 
+impl Step {
+    fn is_release(&self) -> bool {
+        matches!(self.action, Action::Release(_))
+    }
+}
+
 /// What [`plan_calmly`] answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -173,8 +179,9 @@ pub fn plan_calmly(
     let calm = memory.calm(policy, now);
     let steps = decide(snapshot, policy, &calm);
     memory.act(snapshot, &steps, now);
-    let held_back = || !decide(snapshot, policy, &Calm::default()).is_empty();
-    let again_at = calm.first_end.filter(|_| steps.is_empty() && held_back());
+    let held_back = || decide(snapshot, policy, &Calm::default()).len() > steps.len();
+    let idle = steps.iter().all(Step::is_release);
+    let again_at = calm.first_end.filter(|_| idle && held_back());
     Plan { steps, again_at }
 }
 
@@ -202,7 +209,9 @@ fn decide(snapshot: &ScheduleSnapshot, policy: &PlanPolicy, calm: &Calm) -> Vec<
         let slots = policy.drains_in_flight.saturating_sub(sorted.drained);
         drain(&sorted.draining, &mut places, slots, &mut steps);
     }
-    if steps.is_empty() {
+    // What is being taken from a dead capture counts as moving, and uses up the slots; one that cannot be emptied must not keep
+    // all others as they are.
+    if steps.iter().all(Step::is_release) {
         let slots = policy.moves_in_flight.saturating_sub(sorted.moving);
         balance::even_out(snapshot, &mut places, calm, slots, &mut steps);
     }
@@ -313,7 +322,12 @@ fn releases(snapshot: &ScheduleSnapshot, known: &Known<'_>) -> Vec<Step> {
     let owners = snapshot.changefeeds.iter().filter_map(|feed| feed.schedule.owner);
     let without_row = owners.filter(|owner| !known.contains_key(owner));
     let dead: BTreeSet<_> = offline.map(|info| info.id).chain(without_row).collect();
-    dead.into_iter().map(|id| Step { action: Action::Release(id), why: Why::CaptureDead(id) }).collect()
+    let named: BTreeSet<_> = snapshot.changefeeds.iter().filter_map(|feed| feed.schedule.owner).collect();
+    // What is left of it may be named by what cannot be read: then nothing can be taken, and its rows not be deleted.
+    let may_be_pinned =
+        !snapshot.unreadable.is_empty() && snapshot.changefeeds.iter().all(|feed| feed.live_processors == 0);
+    let dead = dead.into_iter().filter(|id| !may_be_pinned || named.contains(id));
+    dead.map(|id| Step { action: Action::Release(id), why: Why::CaptureDead(id) }).collect()
 }
 
 fn set_owner(feed: &SnapshotChangefeed, state: ScheduleState, owner: Option<CaptureId>, why: Why) -> Step {
