@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use metadata_api::codec::{
-    MAX_PROGRESS, check_batch, check_capture, encode_labels, encode_position, encode_progress,
-};
+use metadata_api::codec::{MAX_REPORT, check_batch, check_capture, encode_labels, encode_progress};
 use metadata_api::model::{
-    CaptureInfo, CaptureProgress, CaptureState, CaptureTerm, ChangefeedSchedule, ChangefeedUuid, NewCapture,
-    OwnedProgress, OwnerLaunch, ProcessorSchedule, Revision, ScheduleState,
+    CaptureInfo, CaptureProgress, CaptureState, CaptureTerm, ChangefeedProgress, ChangefeedSchedule,
+    ChangefeedUuid, NewCapture, OwnedProgress, OwnerLaunch, ProcessorSchedule, Revision, ScheduleState, Ts,
 };
 use metadata_api::store::{CaptureStore, HeartbeatChannel, WatchChannel};
 use metadata_api::{MetadataError, Result};
@@ -166,18 +164,28 @@ fn progress_row(tables: &Tables, term: CaptureTerm, read: bool) -> Result<(u64, 
 
 /// Whether a progress fits, without encoding what certainly does.
 fn check_progress(progress: &CaptureProgress) -> Result<()> {
-    /// More than an entry without a position of the source's own takes.
-    const PLAIN: usize = 256;
-    let is_plain = |entry: &OwnedProgress| entry.progress.position.is_none() && entry.processor.is_none();
-    let plain = progress.0.values().all(is_plain);
-    if plain && progress.0.len() < MAX_PROGRESS / PLAIN {
-        let furthest = progress.0.values().max_by_key(|entry| {
-            let at = &entry.progress;
-            at.checkpoint_ts.max(at.resolved_ts).max(at.min_table_barrier_ts)
-        });
-        if furthest.is_none_or(|entry| encode_position("progress", &entry.progress).is_ok()) {
-            return Ok(());
-        }
+    let most = progress.0.values().map(most_bytes);
+    if most.sum::<Option<usize>>().is_some_and(|most| most < MAX_REPORT) {
+        return Ok(());
     }
     encode_progress(progress).map(drop)
+}
+
+/// How many bytes an entry takes at most, where its parts are plain and surely may be written; `None`: it must be encoded.
+fn most_bytes(entry: &OwnedProgress) -> Option<usize> {
+    /// More than an entry or a table's report takes, with its key, beside the table's name.
+    const PLAIN: usize = 320;
+    let is_plain = |at: &ChangefeedProgress| {
+        let furthest = at.checkpoint_ts.max(at.resolved_ts).max(at.min_table_barrier_ts);
+        furthest <= Ts::MAX && at.position.as_ref().is_none_or(|position| position.0.is_u64())
+    };
+    let mut bytes = PLAIN;
+    for (table, report) in entry.processor.iter().flat_map(|report| &report.tables) {
+        if report.error.is_some() || !is_plain(&report.progress) {
+            return None;
+        }
+        // Each byte of a name may have to be escaped.
+        bytes += PLAIN + 6 * table.0.len();
+    }
+    is_plain(&entry.progress).then_some(bytes)
 }

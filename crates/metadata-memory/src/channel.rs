@@ -114,13 +114,10 @@ fn poll(tables: &Tables, term: CaptureTerm, cursor: &PollCursor) -> Result<PollA
     }
     let mut processors = Vec::new();
     let mut attached = 0;
-    // Most clusters have none, and the table's key begins with the changefeed.
-    if !tables.processors.is_empty() {
-        for row in tables.processors_on(capture) {
-            attached += u64::from(row.state != ScheduleState::Removed);
-            if (row.revision, row.changefeed) > cursor.processors {
-                processors.push(row);
-            }
+    for row in tables.processors_on(capture) {
+        attached += u64::from(row.state != ScheduleState::Removed);
+        if (row.revision, row.changefeed) > cursor.processors {
+            processors.push(row);
         }
     }
     schedules.sort_by_key(|row| (row.revision, row.changefeed));

@@ -192,7 +192,7 @@ impl MemoryCluster {
     /// The server, with everything carried out that has arrived.
     fn server(&self) -> MutexGuard<'_, Server> {
         let mut server = self.inner.server.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.is_paused() {
+        if !server.inbox.is_empty() && !self.is_paused() {
             let now = self.inner.clock.monotonic();
             while let Some(first) = server.inbox.first_entry().filter(|first| first.key().0 <= now) {
                 let statement = first.remove();

@@ -1,13 +1,15 @@
 //! What only the controller does: its scan and its writes.
 
+use std::iter::Peekable;
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use metadata_api::codec::{check_batch, encode_assignment};
 use metadata_api::decision::schedule::{ScheduledChangefeed, check_schedule_state};
 use metadata_api::model::{
-    CaptureBeat, CaptureId, CaptureState, ChangefeedSchedule, ChangefeedStatus, ChangefeedUuid,
-    ControllerTerm, FeedState, OwnerEpoch, Placement, ProcessorAssignment, ProcessorEpoch, ProcessorSchedule,
-    ProcessorTarget, Revision, ScheduleSnapshot, ScheduleState, ScheduleTarget, SnapshotChangefeed,
-    UpstreamId, Version,
+    CaptureBeat, CaptureId, CaptureState, ChangefeedSchedule, ChangefeedUuid, ControllerTerm, FeedState,
+    OwnerEpoch, Placement, ProcessorAssignment, ProcessorEpoch, ProcessorSchedule, ProcessorTarget, Revision,
+    ScheduleSnapshot, ScheduleState, ScheduleTarget, SnapshotChangefeed, UpstreamId, Version,
 };
 use metadata_api::store::{ControllerStore, MAX_BATCH};
 use metadata_api::{MetadataError, Result};
@@ -31,11 +33,7 @@ impl ControllerStore for MemoryStore {
                 captures: captures.collect::<Result<_>>()?,
                 ..ScheduleSnapshot::default()
             };
-            for schedule in tables.schedules() {
-                if let Some(status) = tables.status(schedule.changefeed) {
-                    snapshot.add(schedule.changefeed, snapshot_feed(tables, schedule, status))?;
-                }
-            }
+            read_changefeeds(tables, &mut snapshot)?;
             Ok(snapshot)
         })
         .await
@@ -191,24 +189,43 @@ impl ControllerStore for MemoryStore {
     }
 }
 
-fn snapshot_feed(
-    tables: &Tables,
-    schedule: &ChangefeedSchedule,
-    status: &ChangefeedStatus,
-) -> Result<SnapshotChangefeed> {
-    let uuid = schedule.changefeed;
-    tables.readable(Table::Schedule, &uuid)?;
-    tables.readable(Table::ChangefeedState, &uuid)?;
-    Ok(SnapshotChangefeed {
-        schedule: schedule.clone(),
-        state: status.state,
-        removed: status.state == FeedState::Removed,
-        live_processors: live_processors(tables, uuid),
-        placement: tables
-            .infos
-            .get(&uuid)
-            .map_or_else(|| Ok(Placement::default()), |row| Placement::from_config(&row.info.config)),
-    })
+/// All are ordered by changefeed: each table is gone through once, beside the schedules.
+fn read_changefeeds(tables: &Tables, snapshot: &mut ScheduleSnapshot) -> Result<()> {
+    let (mut statuses, mut infos) = (tables.statuses.iter().peekable(), tables.infos.iter().peekable());
+    let mut processors = tables.processors.values().peekable();
+    for schedule in tables.schedules() {
+        let uuid = schedule.changefeed;
+        let info = beside(&mut infos, uuid);
+        let mut live_processors = 0;
+        while let Some(row) = processors.next_if(|row| row.changefeed <= uuid) {
+            let is_live = row.changefeed == uuid && row.state != ScheduleState::Removed;
+            live_processors += u32::from(is_live);
+        }
+        let Some(status) = beside(&mut statuses, uuid) else { continue };
+        let read = || {
+            tables.readable(Table::Schedule, &uuid)?;
+            tables.readable(Table::ChangefeedState, &uuid)?;
+            Ok(SnapshotChangefeed {
+                schedule: schedule.clone(),
+                state: status.state,
+                removed: status.state == FeedState::Removed,
+                live_processors,
+                placement: info
+                    .map_or_else(|| Ok(Placement::default()), |row| Placement::from_config(&row.info.config)),
+            })
+        };
+        snapshot.add(uuid, read())?;
+    }
+    Ok(())
+}
+
+/// The changefeed's row in a table that is gone through in order.
+fn beside<'a, V>(
+    rows: &mut Peekable<impl Iterator<Item = (&'a ChangefeedUuid, &'a Arc<V>)>>,
+    changefeed: ChangefeedUuid,
+) -> Option<&'a V> {
+    while rows.next_if(|(uuid, _)| **uuid < changefeed).is_some() {}
+    rows.next_if(|(uuid, _)| **uuid == changefeed).map(|(_, row)| &**row)
 }
 
 fn live_processors(tables: &Tables, changefeed: ChangefeedUuid) -> u32 {

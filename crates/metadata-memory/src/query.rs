@@ -1,6 +1,6 @@
 //! Plain reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -74,9 +74,12 @@ impl QueryStore for MemoryStore {
 
     async fn processors(&self, which: Option<&[ChangefeedUuid]>) -> Result<Vec<ProcessorStatus>> {
         self.read("query.processors", |tables| {
-            let wanted = |of: &ProcessorSchedule| which.is_none_or(|which| which.contains(&of.changefeed));
-            let rows = tables.processors.values().filter(|row| wanted(row));
-            rows.map(|row| processor_status(tables, row)).collect()
+            let status = |row| processor_status(tables, row);
+            let Some(which) = which else {
+                return tables.processors.values().map(|row| status(row)).collect();
+            };
+            let which: BTreeSet<_> = which.iter().copied().collect();
+            which.into_iter().flat_map(|changefeed| processors(tables, changefeed)).map(status).collect()
         })
         .await
     }

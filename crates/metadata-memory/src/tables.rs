@@ -121,6 +121,9 @@ pub struct Commit {
     pub changes: Vec<Change>,
 }
 
+/// The rows of a table by the capture that they name.
+type ByCapture<V> = BTreeMap<CaptureId, BTreeMap<ChangefeedUuid, Arc<V>>>;
+
 /// All that the database holds.
 #[derive(Clone, Debug)]
 pub struct Tables {
@@ -135,8 +138,10 @@ pub struct Tables {
     pub(crate) statuses: BTreeMap<ChangefeedUuid, Arc<ChangefeedStatus>>,
     pub(crate) schedules: BTreeMap<ChangefeedUuid, Arc<ChangefeedSchedule>>,
     pub(crate) processors: BTreeMap<(ChangefeedUuid, CaptureId), Arc<ProcessorSchedule>>,
-    /// An index: the schedules that name a capture.
-    owned: BTreeMap<CaptureId, BTreeSet<ChangefeedUuid>>,
+    /// An index: the schedules that name a capture and are not `Removed`.
+    owned: ByCapture<ChangefeedSchedule>,
+    /// An index: the processor rows that name a capture.
+    carried: ByCapture<ProcessorSchedule>,
     /// Tables whose values somebody made unreadable.
     pub(crate) corrupt: BTreeSet<Table>,
     /// Rows, by their keys' text, that somebody made unreadable.
@@ -161,6 +166,7 @@ impl Tables {
             schedules: BTreeMap::new(),
             processors: BTreeMap::new(),
             owned: BTreeMap::new(),
+            carried: BTreeMap::new(),
             corrupt: BTreeSet::new(),
             corrupt_rows: BTreeSet::new(),
             corrupt_processors: BTreeSet::new(),
@@ -243,6 +249,15 @@ impl Tables {
         self.schedule(changefeed).map(|schedule| self.progress_of(schedule))
     }
 
+    /// How far each changefeed has come that a capture owns, ordered by uuid.
+    pub fn owned_progresses(
+        &self,
+        capture: CaptureId,
+    ) -> impl Iterator<Item = (ChangefeedUuid, ChangefeedProgress)> {
+        let reported = self.progresses.get(&capture).map(|row| &row.value);
+        self.owned_by(capture).map(move |row| (row.changefeed, current_progress(row, reported)))
+    }
+
     pub(crate) fn progress_of(&self, schedule: &ChangefeedSchedule) -> ChangefeedProgress {
         let row = schedule.owner.and_then(|owner| self.progresses.get(&owner));
         current_progress(schedule, row.map(|row| &row.value))
@@ -250,13 +265,12 @@ impl Tables {
 
     /// The schedules that name a capture and are not `Removed`, ordered by uuid.
     pub fn owned_by(&self, capture: CaptureId) -> impl Iterator<Item = &ChangefeedSchedule> {
-        let uuids = self.owned.get(&capture).into_iter().flatten();
-        uuids.filter_map(|uuid| self.schedules.get(uuid)).map(|row| &**row)
+        self.owned.get(&capture).into_iter().flat_map(BTreeMap::values).map(|row| &**row)
     }
 
     /// The processor rows that name a capture, ordered by uuid.
     pub(crate) fn processors_on(&self, capture: CaptureId) -> impl Iterator<Item = &ProcessorSchedule> {
-        self.processors.values().map(|row| &**row).filter(move |row| row.capture == capture)
+        self.carried.get(&capture).into_iter().flat_map(BTreeMap::values).map(|row| &**row)
     }
 
     /// An error when the table's values, or this row's, were made unreadable.
@@ -273,27 +287,6 @@ impl Tables {
         Err(Cell::new(table.name(), key, column).corrupt("somebody made it unreadable"))
     }
 
-    fn index(&mut self, row: &Row<ChangefeedUuid, ChangefeedSchedule>) {
-        let owner = |row: &Option<Arc<ChangefeedSchedule>>| {
-            row.as_ref().filter(|row| row.state != ScheduleState::Removed).and_then(|row| row.owner)
-        };
-        let (before, after) = (owner(&row.before), owner(&row.after));
-        if before == after {
-            return;
-        }
-        if let Some(before) = before
-            && let Some(uuids) = self.owned.get_mut(&before)
-        {
-            uuids.remove(&row.key);
-            if uuids.is_empty() {
-                self.owned.remove(&before);
-            }
-        }
-        if let Some(after) = after {
-            self.owned.entry(after).or_default().insert(row.key);
-        }
-    }
-
     /// Makes a change, or takes it back.
     pub(crate) fn apply(&mut self, change: &Change, back: bool) {
         match change {
@@ -306,13 +299,17 @@ impl Tables {
             Change::Status(row) => set(&mut self.statuses, row, back),
             Change::Schedule(row) => {
                 set(&mut self.schedules, row, back);
-                if back {
-                    self.index(&Row { key: row.key, before: row.after.clone(), after: row.before.clone() });
-                } else {
-                    self.index(row);
-                }
+                let owner = |row: &ChangefeedSchedule| {
+                    if row.state == ScheduleState::Removed { None } else { row.owner }
+                };
+                let (old, new) = ends(row, back);
+                index(&mut self.owned, row.key, old, new, owner);
             }
-            Change::Processor(row) => set(&mut self.processors, row, back),
+            Change::Processor(row) => {
+                set(&mut self.processors, row, back);
+                let (old, new) = ends(row, back);
+                index(&mut self.carried, row.key.0, old, new, |row| Some(row.capture));
+            }
         }
     }
 
@@ -330,13 +327,46 @@ impl Tables {
                 self.schedules.clear();
                 self.owned.clear();
             }
-            Table::Processor => self.processors.clear(),
+            Table::Processor => {
+                self.processors.clear();
+                self.carried.clear();
+            }
         }
     }
 }
 
+/// A row before and after a change is made, or taken back.
+fn ends<K, V>(row: &Row<K, V>, back: bool) -> (Option<&Arc<V>>, Option<&Arc<V>>) {
+    let (before, after) = (row.before.as_ref(), row.after.as_ref());
+    if back { (after, before) } else { (before, after) }
+}
+
+/// Brings an index in line with a row that was `old` and is `new`. `names`: which capture it names there.
+fn index<V>(
+    index: &mut ByCapture<V>,
+    changefeed: ChangefeedUuid,
+    old: Option<&Arc<V>>,
+    new: Option<&Arc<V>>,
+    names: impl Fn(&V) -> Option<CaptureId>,
+) {
+    let named = |row: Option<&Arc<V>>| row.and_then(|row| names(row));
+    let (before, after) = (named(old), named(new));
+    if let Some(before) = before
+        && Some(before) != after
+        && let Some(rows) = index.get_mut(&before)
+    {
+        rows.remove(&changefeed);
+        if rows.is_empty() {
+            index.remove(&before);
+        }
+    }
+    if let (Some(after), Some(row)) = (after, new) {
+        index.entry(after).or_default().insert(changefeed, Arc::clone(row));
+    }
+}
+
 fn set<K: Ord + Copy, V>(table: &mut BTreeMap<K, Arc<V>>, row: &Row<K, V>, back: bool) {
-    match if back { &row.before } else { &row.after } {
+    match ends(row, back).1 {
         Some(value) => table.insert(row.key, Arc::clone(value)),
         None => table.remove(&row.key),
     };
