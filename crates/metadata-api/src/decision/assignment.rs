@@ -22,11 +22,13 @@
 //! itself was started. What processors of *former* owners reported is not looked at: an operator may have set the changefeed
 //! back since. So a table that lost its owner may repeat, and its sink is to be fenced like any other.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::by_id::ById;
 use crate::model::{
     CaptureId, CaptureInfo, CaptureState, ChangefeedProgress, ChangefeedUuid, OwnerEpoch, OwnerTerm,
     ProcessorAssignment, ProcessorSchedule, ProcessorStatus, ProcessorTarget, ProcessorTerm, Revision,
@@ -377,6 +379,9 @@ pub fn choose_processors(
     let wanted = max_processors.max(1).min(candidates.len());
     serving.sort_by_key(|row| (!is_owner(&row.capture), load(&row.capture), row.capture));
     targets.extend(serving.iter().skip(wanted).map(|row| detach(row)));
+    if serving.len() >= wanted {
+        return targets;
+    }
 
     let rows: BTreeMap<CaptureId, &ProcessorSchedule> = rows.iter().map(|row| (row.capture, row)).collect();
     let is_vacant =
@@ -413,9 +418,9 @@ pub fn plan_processors(
     rows: &BTreeMap<ChangefeedUuid, Vec<ProcessorSchedule>>,
     heard: impl Fn(CaptureId) -> bool,
 ) -> ProcessorPlan {
-    let may_carry = |info: &&CaptureInfo| info.state == CaptureState::Alive;
-    let alive: Vec<&CaptureInfo> = snapshot.captures.iter().filter(may_carry).collect();
-    let mut loads: BTreeMap<CaptureId, usize> = BTreeMap::new();
+    let alive = snapshot.captures.iter().filter(|info| info.state == CaptureState::Alive);
+    let alive: BTreeMap<CaptureId, &CaptureInfo> = alive.map(|info| (info.id, info)).collect();
+    let mut loads: ById<usize> = ById::default();
     for feed in &snapshot.changefeeds {
         let weight = feed.placement.as_ref().map_or(1, |placement| placement.weight);
         if let Some(owner) = feed.schedule.owner {
@@ -425,26 +430,33 @@ pub fn plan_processors(
     for row in rows.values().flatten().filter(|row| row.state != ScheduleState::Removed) {
         *loads.entry(row.capture).or_default() += 1;
     }
+    let candidate =
+        |id: &CaptureId| (*id, Candidate { load: loads.get(id).copied().unwrap_or(0), is_heard: heard(*id) });
+    // Who may carry what asks for no label: nearly all.
+    let mut anywhere: BTreeMap<CaptureId, Candidate> = alive.keys().map(candidate).collect();
     let mut plan = ProcessorPlan::default();
     for feed in snapshot.changefeeds.iter().filter(|feed| wants_processors(feed)) {
         let (Ok(placement), Some(own)) = (&feed.placement, rows.get(&feed.schedule.changefeed)) else {
             continue;
         };
         let owner = serves(feed).filter(|_| placement.max_processors > 1);
-        let admitted = alive.iter().filter(|info| placement.admits(&info.labels));
-        let candidate = |info: &CaptureInfo| Candidate {
-            load: loads.get(&info.id).copied().unwrap_or(0),
-            is_heard: heard(info.id),
+        let admits = |id: &CaptureId| alive.get(id).is_some_and(|info| placement.admits(&info.labels));
+        let candidates = if placement.affinity.is_empty() {
+            Cow::Borrowed(&anywhere)
+        } else {
+            let admitted = anywhere.iter().filter(|(id, _)| admits(id));
+            Cow::Owned(admitted.map(|(id, of)| (*id, *of)).collect())
         };
-        let candidates: BTreeMap<_, _> = admitted.map(|info| (info.id, candidate(info))).collect();
         let targets = choose_processors(owner, max_processors(feed), &candidates, own);
-        if candidates.values().any(|of| !of.is_heard) {
-            let all_heard = candidates.into_iter().map(|(id, of)| (id, Candidate { is_heard: true, ..of }));
+        if !plan.waits && candidates.values().any(|of| !of.is_heard) {
+            let all_heard = candidates.iter().map(|(id, of)| (*id, Candidate { is_heard: true, ..*of }));
             let wanted = choose_processors(owner, max_processors(feed), &all_heard.collect(), own);
-            plan.waits |= wanted.len() > targets.len();
+            plan.waits = wanted.len() > targets.len();
         }
         for target in targets.iter().filter(|target| target.state == ScheduleState::Launched) {
-            *loads.entry(target.capture).or_default() += 1;
+            if let Some(of) = anywhere.get_mut(&target.capture) {
+                of.load += 1;
+            }
         }
         if !targets.is_empty() {
             plan.targets.push((feed.schedule.changefeed, targets));

@@ -10,6 +10,7 @@
 //! property-tested here.
 
 pub mod assignment;
+mod by_id;
 pub mod feed_state;
 pub mod lease;
 pub mod planner;

@@ -106,16 +106,17 @@ impl PlanMemory {
 
     /// Notes what a plan moves. A changefeed that runs for the first time has not moved.
     pub(super) fn act(&mut self, snapshot: &ScheduleSnapshot, steps: &[Step], now: BootTime) {
-        let ran: BTreeSet<_> = snapshot
-            .changefeeds
-            .iter()
-            .filter(|feed| feed.schedule.epoch.0 > 0)
-            .map(|feed| feed.schedule.changefeed)
-            .collect();
-        for step in steps {
-            let Action::SetOwner(target) = step.action else { continue };
-            if target.state == ScheduleState::Launched && ran.contains(&target.changefeed) {
-                self.moved.insert(target.changefeed, now);
+        let launched = steps.iter().filter_map(|step| match step.action {
+            Action::SetOwner(target) if target.state == ScheduleState::Launched => Some(target.changefeed),
+            _ => None,
+        });
+        let launched: BTreeSet<_> = launched.collect();
+        if launched.is_empty() {
+            return;
+        }
+        for feed in snapshot.changefeeds.iter().filter(|feed| feed.schedule.epoch.0 > 0) {
+            if launched.contains(&feed.schedule.changefeed) {
+                self.moved.insert(feed.schedule.changefeed, now);
             }
         }
     }

@@ -25,7 +25,7 @@ mod places;
 mod tests;
 mod why;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 pub use explain::explain;
@@ -34,6 +34,7 @@ pub use why::Why;
 
 use self::memory::Calm;
 use self::places::Places;
+use super::by_id::ById;
 use crate::model::{
     BootTime, CaptureId, CaptureInfo, CaptureState, ChangefeedUuid, Placement, ScheduleSnapshot,
     ScheduleState, ScheduleTarget, SnapshotChangefeed, Version,
@@ -219,7 +220,7 @@ fn decide(snapshot: &ScheduleSnapshot, policy: &PlanPolicy, calm: &Calm) -> Vec<
 }
 
 /// The captures that have a row.
-type Known<'a> = BTreeMap<CaptureId, &'a CaptureInfo>;
+type Known<'a> = ById<&'a CaptureInfo>;
 
 /// The changefeeds by what is to be done about them.
 #[derive(Default)]

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::super::by_id::ById;
 use super::memory::Calm;
 use crate::model::{CaptureId, CaptureInfo, CaptureState, Placement, ScheduleSnapshot};
 
@@ -14,10 +15,12 @@ pub(super) type Pool = usize;
 /// The alive captures and their loads.
 pub(super) struct Places<'a> {
     captures: Vec<Alive<'a>>,
-    by_id: HashMap<CaptureId, Place>,
+    by_id: ById<Place>,
     by_label: HashMap<(&'a str, &'a str), Vec<Place>>,
     pools: Vec<BTreeSet<(bool, u64, CaptureId, Place)>>,
     pool_of: HashMap<&'a BTreeMap<String, String>, Pool>,
+    /// The pool of what asks for no label: of nearly all.
+    everybody: Option<Pool>,
 }
 
 struct Alive<'a> {
@@ -49,7 +52,7 @@ impl<'a> Places<'a> {
             }
         }
         let by_id = captures.iter().enumerate().map(|(place, capture)| (capture.info.id, place)).collect();
-        Self { captures, by_id, by_label, pools: Vec::new(), pool_of: HashMap::new() }
+        Self { captures, by_id, by_label, pools: Vec::new(), pool_of: HashMap::new(), everybody: None }
     }
 
     /// An alive capture's place.
@@ -77,8 +80,11 @@ impl<'a> Places<'a> {
 
     /// The captures that may run it.
     pub fn pool(&mut self, placement: &'a Placement) -> Pool {
-        if let Some(pool) = self.pool_of.get(&placement.affinity) {
-            return *pool;
+        let asks_nothing = placement.affinity.is_empty();
+        let known =
+            if asks_nothing { self.everybody } else { self.pool_of.get(&placement.affinity).copied() };
+        if let Some(pool) = known {
+            return pool;
         }
         let members = self.admitted(placement);
         let pool = self.pools.len();
@@ -88,7 +94,11 @@ impl<'a> Places<'a> {
             ordered.insert(self.key(place));
         }
         self.pools.push(ordered);
-        self.pool_of.insert(&placement.affinity, pool);
+        if asks_nothing {
+            self.everybody = Some(pool);
+        } else {
+            self.pool_of.insert(&placement.affinity, pool);
+        }
         pool
     }
 

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use chrono::DateTime;
 use proptest::prelude::*;
 use uuid::Uuid;
