@@ -15,7 +15,7 @@ use metadata_api::{MetadataError, Result};
 use metrics::counter;
 
 use super::changes::Attachments;
-use super::{CaptureObserver, lock};
+use super::{CaptureObserver, Orders, lock};
 use crate::pace;
 
 /// How often everything is read anew, whatever the counts say.
@@ -133,8 +133,8 @@ impl Watch<'_> {
         let mut cursor = PollCursor::after(self.last);
         let mut upto = None;
         let began_at = inner.clock.now();
-        let mut orders = (**inner.orders.borrow()).clone();
-        let before = orders.clone();
+        let before = inner.orders.borrow().clone();
+        let mut orders = before.clone();
         let attached_before = inner.attached.borrow().clone();
         let mut attached = attached_before.clone();
         loop {
@@ -147,7 +147,7 @@ impl Watch<'_> {
             let answer = pace::within(limit, "capture.poll", channel.poll(inner.term, &cursor)).await?;
             self.take_in(asked_at, written, &answer)?;
             for row in &answer.schedules {
-                orders.insert(row.changefeed, ScheduledChangefeed::from(row));
+                Arc::make_mut(&mut orders).insert(row.changefeed, ScheduledChangefeed::from(row));
             }
             for row in &answer.processors {
                 let attached = Arc::make_mut(&mut attached);
@@ -174,7 +174,9 @@ impl Watch<'_> {
                 break;
             }
         }
-        if look::brings_launches(&before, &orders) || attached_before != attached {
+        // Most looks bring nothing, and share what there was.
+        let orders_moved = !Arc::ptr_eq(&before, &orders) && look::brings_launches(&before, &orders);
+        if orders_moved || (!Arc::ptr_eq(&attached_before, &attached) && attached_before != attached) {
             self.check_own_beat().await?;
         }
         self.publish(&before, &orders);
@@ -225,8 +227,8 @@ impl Watch<'_> {
     }
 
     /// Publishes what the look made of the orders.
-    fn publish(&self, before: &look::Orders, after: &look::Orders) {
-        if before == after {
+    fn publish(&self, before: &Orders, after: &Orders) {
+        if Arc::ptr_eq(before, after) || before == after {
             return;
         }
         self.observer
@@ -291,13 +293,13 @@ impl Watch<'_> {
 }
 
 /// Every order to this capture, read anew.
-async fn schedules(observer: &CaptureObserver) -> Result<look::Orders> {
+async fn schedules(observer: &CaptureObserver) -> Result<Orders> {
     let inner = &observer.inner;
     let limit = inner.policy.statement_timeout;
     let (_, rows) =
         pace::within(limit, "capture.schedules", inner.store.capture_schedules(inner.term)).await?;
     counter!("cdc_capture_reconciles_total").increment(1);
-    Ok(rows.iter().map(|row| (row.changefeed, ScheduledChangefeed::from(row))).collect())
+    Ok(Arc::new(rows.iter().map(|row| (row.changefeed, ScheduledChangefeed::from(row))).collect()))
 }
 
 /// Everything that this capture is to be a processor of, read anew.
