@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::entry::{Entry, Outcome, Phase};
 use super::failing::{Failing, Verdict};
+use super::shown::Shown;
 use super::state_report::StateReport;
 use crate::admission::{Admission, Deadline};
 use crate::task::{ProgressReporter, Share, TaskContext, TaskEnd, TaskError};
@@ -31,6 +32,8 @@ pub(super) struct Running {
     pub(super) phase: Phase,
     /// Since when it has been in [`Phase::Fenced`].
     pub(super) fenced_at: Option<BootTime>,
+    /// Its metrics, once they were set.
+    pub(super) shown: Option<Shown>,
 }
 
 /// What a launch is to run, and where it begins.
@@ -68,6 +71,7 @@ impl Running {
             latest,
             phase: Phase::Admitting,
             fenced_at: None,
+            shown: None,
         };
         (running, TaskContext { term, share, launch, info, upstream, start, admission, reporter, stop })
     }

@@ -26,6 +26,7 @@ use super::entry::{LaunchStep, Outcome, Phase, Situation, next_step};
 use super::failing::Verdict;
 use super::feed::{Begin, Feed, Running, run_caught};
 use super::shares::{LastWord, Shares};
+use super::shown::Shown;
 use super::state_report::StateReport;
 use crate::RuntimeError;
 use crate::observer::CaptureObserver;
@@ -601,12 +602,13 @@ impl Manager {
         let wall = u64::try_from(self.observer.inner.clock.wall().timestamp_millis()).unwrap_or(0);
         let capture = self.observer.term().capture;
         for (changefeed, feed) in &mut self.feeds {
-            if let Some(running) = &feed.running {
+            if let Some(running) = &mut feed.running {
                 let latest = running.latest.borrow().checkpoint_ts;
                 if latest > running.start.checkpoint_ts && running.phase == Phase::Admitting {
                     feed.state.normal();
                 }
-                show(&running.info, latest.physical_ms(), wall);
+                let shown = running.shown.get_or_insert_with(|| Shown::of(&running.info));
+                shown.set(latest.physical_ms(), wall);
             }
             let term = OwnerTerm { changefeed: *changefeed, capture, epoch: feed.order.1 };
             if self.situation.alive
@@ -625,16 +627,4 @@ impl Manager {
             }
         }
     }
-}
-
-/// The metrics that TiCDC's dashboards show.
-#[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 are far below 2^52")]
-fn show(info: &metadata_api::model::ChangefeedInfo, checkpoint_ms: u64, wall_ms: u64) {
-    let labels = [
-        ("namespace", info.name.namespace.as_str().to_owned()),
-        ("changefeed", info.name.id.as_str().to_owned()),
-    ];
-    gauge!("ticdc_owner_checkpoint_ts", &labels).set(checkpoint_ms as f64);
-    gauge!("ticdc_owner_checkpoint_ts_lag", &labels)
-        .set(wall_ms.saturating_sub(checkpoint_ms) as f64 / 1000.0);
 }

@@ -22,6 +22,7 @@ mod feed;
 mod manager;
 mod share_step;
 mod shares;
+mod shown;
 mod state_report;
 
 pub use entry::{Entry, LaunchStep, Outcome, Phase, Situation, next_step};
