@@ -1,12 +1,13 @@
 //! Reads every commit, and notes what must never be committed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use metadata_api::decision::schedule::{ScheduledChangefeed, check_schedule_state};
 use metadata_api::model::{
-    CaptureId, CaptureState, ChangefeedUuid, ControllerEpoch, ProcessorSchedule, ScheduleState, Ts,
+    CaptureId, CaptureState, ChangefeedProgress, ChangefeedUuid, ControllerEpoch, ProcessorSchedule,
+    ScheduleState, Ts,
 };
 use metadata_memory::{Change, Commit, Recorder, Tables};
 
@@ -26,7 +27,7 @@ pub struct Seen {
 
 #[derive(Default)]
 struct State {
-    checkpoints: BTreeMap<ChangefeedUuid, Ts>,
+    checkpoints: HashMap<ChangefeedUuid, Ts>,
     sealed: BTreeSet<CaptureId>,
     epoch: ControllerEpoch,
     history: Vec<Seen>,
@@ -56,8 +57,14 @@ impl Checker {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).checkpoints.remove(&changefeed);
     }
 
-    fn look_at_progress(&self, state: &mut State, changefeed: ChangefeedUuid, tables: &Tables, why: &str) {
-        let Some(progress) = tables.progress(changefeed) else {
+    fn look_at_progress(
+        &self,
+        state: &mut State,
+        changefeed: ChangefeedUuid,
+        progress: Option<ChangefeedProgress>,
+        why: &str,
+    ) {
+        let Some(progress) = progress else {
             state.checkpoints.remove(&changefeed);
             return;
         };
@@ -106,7 +113,7 @@ impl Recorder for Checker {
                             }
                         }
                     }
-                    self.look_at_progress(state, row.key, tables, name);
+                    self.look_at_progress(state, row.key, tables.progress(row.key), name);
                 }
                 Change::Processor(row) => {
                     let state = |row: &ProcessorSchedule| row.state;
@@ -125,9 +132,8 @@ impl Recorder for Checker {
                     if state.sealed.contains(&row.key) && row.after.is_some() && name == "capture.advance" {
                         self.violations.add(&format!("{name}: sealed capture {} wrote", row.key));
                     }
-                    let owned: Vec<_> = tables.owned_by(row.key).map(|row| row.changefeed).collect();
-                    for changefeed in owned {
-                        self.look_at_progress(state, changefeed, tables, name);
+                    for (changefeed, progress) in tables.owned_progresses(row.key) {
+                        self.look_at_progress(state, changefeed, Some(progress), name);
                     }
                 }
                 Change::Capture(row) => {

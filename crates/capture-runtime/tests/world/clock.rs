@@ -71,20 +71,20 @@ impl ProcessClock {
         self.wall_ms.store(off.num_milliseconds(), Ordering::SeqCst);
     }
 
-    fn since_boot(&self) -> Duration {
+    fn since_boot(&self, now: Duration) -> Duration {
         let frozen = *self.frozen.lock().unwrap_or_else(PoisonError::into_inner);
-        self.boot + frozen.unwrap_or_else(|| self.time.now())
+        self.boot + frozen.unwrap_or(now)
     }
 
     /// A loop that goes round without waiting would stop virtual time, and with it every test, for good.
-    fn look_for_spinning(&self) {
-        let now = u64::try_from(self.time.now().as_nanos()).unwrap_or(u64::MAX);
-        if self.read_at.swap(now, Ordering::SeqCst) != now {
+    fn look_for_spinning(&self, now: Duration) {
+        let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        if self.read_at.swap(nanos, Ordering::SeqCst) != nanos {
             self.reads.store(0, Ordering::SeqCst);
         }
         if self.reads.fetch_add(1, Ordering::SeqCst) == MOST_READS_AT_ONCE {
             let replay = crate::simulation::replay();
-            eprintln!("a loop goes round and round at {:?} without waiting; {replay}", self.time.now());
+            eprintln!("a loop goes round and round at {now:?} without waiting; {replay}");
             std::process::abort();
         }
     }
@@ -92,14 +92,17 @@ impl ProcessClock {
 
 impl fmt::Debug for ProcessClock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProcessClock").field("since_boot", &self.since_boot()).finish_non_exhaustive()
+        f.debug_struct("ProcessClock")
+            .field("since_boot", &self.since_boot(self.time.now()))
+            .finish_non_exhaustive()
     }
 }
 
 impl Clock for ProcessClock {
     fn now(&self) -> BootTime {
-        self.look_for_spinning();
-        BootTime::from_boot(self.since_boot())
+        let now = self.time.now();
+        self.look_for_spinning(now);
+        BootTime::from_boot(self.since_boot(now))
     }
 
     fn wall(&self) -> DateTime<Utc> {

@@ -4,7 +4,7 @@
 //! that nothing is skipped, that no older epoch writes after a newer one, and that at that very moment the database still names
 //! the writer as the owner, or as the processor that was ordered to run the table.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ pub struct Writer {
 
 impl Writer {
     fn place(&self) -> Place {
-        (self.term.changefeed, self.part.map(|part| part.table))
+        self.part.map(|part| part.table)
     }
 
     /// Whether the database names it, as far as `tables` says.
@@ -72,8 +72,8 @@ impl Writer {
     }
 }
 
-/// A changefeed, or a table of one.
-type Place = (ChangefeedUuid, Option<usize>);
+/// The whole of a changefeed, or a table of it.
+type Place = Option<usize>;
 
 /// One write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,16 +116,43 @@ pub struct Flush {
     pub ends_by: Duration,
 }
 
-#[derive(Default)]
-struct Feed {
+/// What is outside of a changefeed, or of a table of it.
+#[derive(Clone, Copy, Default)]
+struct Written {
     high: Ts,
     epoch: OwnerEpoch,
     last: Option<Write>,
 }
 
 #[derive(Default)]
+struct Feed {
+    /// The whole first, then its tables in order: few, or only the whole.
+    places: Vec<(Place, Written)>,
+    behaviour: Behaviour,
+    incidents: Vec<Incident>,
+    /// Flushes under way, by number.
+    flushes: Vec<(u64, Flush)>,
+}
+
+impl Feed {
+    fn place(&mut self, place: Place) -> &mut Written {
+        let index = self.places.binary_search_by_key(&place, |(place, _)| *place).unwrap_or_else(|index| {
+            self.places.insert(index, (place, Written::default()));
+            index
+        });
+        &mut self.places[index].1
+    }
+
+    /// Flushes under way at `now`, by processes that run.
+    fn in_flight<'a>(&'a self, now: Duration, still: &'a [usize]) -> impl Iterator<Item = &'a Flush> {
+        let flushes = self.flushes.iter().map(|(_, flush)| flush);
+        flushes.filter(move |flush| now <= flush.ends_by && !still.contains(&flush.process))
+    }
+}
+
+#[derive(Default)]
 struct State {
-    feeds: BTreeMap<Place, Feed>,
+    feeds: HashMap<ChangefeedUuid, Feed>,
     writes: Vec<Write>,
     written: u64,
     digest: u64,
@@ -133,12 +160,8 @@ struct State {
     keeps_no_history: bool,
     launches: Vec<Launched>,
     ends: Vec<Ended>,
-    /// By changefeed and number.
-    flushes: BTreeMap<(ChangefeedUuid, u64), Flush>,
     flush_ids: u64,
     refused: u64,
-    behaviours: BTreeMap<ChangefeedUuid, Behaviour>,
-    incidents: BTreeMap<ChangefeedUuid, Vec<Incident>>,
     /// Processes that do not run: what they have in hand does not happen.
     still: Vec<usize>,
     /// The database may have been set back: what it says of owners is not to be trusted for a while.
@@ -167,45 +190,41 @@ impl Outside {
 
     /// A changefeed exists, and everything at or before `start` is outside already.
     pub fn expect(&self, changefeed: ChangefeedUuid, start: Ts) {
-        let mut state = self.state();
-        state.feeds.retain(|(other, _), _| *other != changefeed);
-        state.feeds.insert((changefeed, None), Feed { high: start, ..Feed::default() });
+        let whole = (None, Written { high: start, ..Written::default() });
+        self.state().feeds.entry(changefeed).or_default().places = vec![whole];
     }
 
     /// It is split into so many tables, when several captures may carry it.
     pub fn expect_tables(&self, changefeed: ChangefeedUuid, tables: usize, start: Ts) {
-        let mut state = self.state();
-        state.feeds.retain(|(other, _), _| *other != changefeed);
-        for number in 0..tables {
-            state.feeds.insert((changefeed, Some(number)), Feed { high: start, ..Feed::default() });
-        }
+        let table = |number| (Some(number), Written { high: start, ..Written::default() });
+        self.state().feeds.entry(changefeed).or_default().places = (0..tables).map(table).collect();
     }
 
     /// The last write of each of a changefeed's tables, if it is split.
     pub fn last_writes(&self, changefeed: ChangefeedUuid) -> Vec<Option<Write>> {
         let state = self.state();
-        let tables = state.feeds.range((changefeed, Some(0))..=(changefeed, Some(usize::MAX)));
-        tables.map(|(_, feed)| feed.last).collect()
+        let places = state.feeds.get(&changefeed).into_iter().flat_map(|feed| &feed.places);
+        places.filter(|(place, _)| place.is_some()).map(|(_, written)| written.last).collect()
     }
 
     pub fn behave(&self, changefeed: ChangefeedUuid, behaviour: Behaviour) {
-        self.state().behaviours.insert(changefeed, behaviour);
+        self.state().feeds.entry(changefeed).or_default().behaviour = behaviour;
     }
 
     /// Something happens to the changefeed's task when it next looks.
     pub fn incident(&self, changefeed: ChangefeedUuid, incident: Incident) {
-        self.state().incidents.entry(changefeed).or_default().push(incident);
+        self.state().feeds.entry(changefeed).or_default().incidents.push(incident);
     }
 
     /// What was to happen and has not does not happen any more.
     pub fn no_more_incidents(&self) {
-        self.state().incidents.clear();
+        self.state().feeds.values_mut().for_each(|feed| feed.incidents.clear());
     }
 
     pub fn high(&self, changefeed: ChangefeedUuid) -> Ts {
         let state = self.state();
-        let places = state.feeds.range((changefeed, None)..=(changefeed, Some(usize::MAX)));
-        places.map(|(_, feed)| feed.high).min().unwrap_or(Ts::ZERO)
+        let places = state.feeds.get(&changefeed).into_iter().flat_map(|feed| &feed.places);
+        places.map(|(_, written)| written.high).min().unwrap_or(Ts::ZERO)
     }
 
     /// Every write, in order.
@@ -216,8 +235,8 @@ impl Outside {
     /// The last write of a changefeed.
     pub fn last_write(&self, changefeed: ChangefeedUuid) -> Option<Write> {
         let state = self.state();
-        let places = state.feeds.range((changefeed, None)..=(changefeed, Some(usize::MAX)));
-        places.filter_map(|(_, feed)| feed.last).max_by_key(|write| write.at)
+        let places = state.feeds.get(&changefeed).into_iter().flat_map(|feed| &feed.places);
+        places.filter_map(|(_, written)| written.last).max_by_key(|write| write.at)
     }
 
     pub fn launches(&self) -> Vec<Launched> {
@@ -264,19 +283,18 @@ impl Outside {
     /// A killed process has nothing in hand any more.
     pub fn killed(&self, process: usize) {
         let mut state = self.state();
-        state.flushes.retain(|_, flush| flush.process != process);
+        for feed in state.feeds.values_mut() {
+            feed.flushes.retain(|(_, flush)| flush.process != process);
+        }
         state.still.push(process);
     }
 
     /// Flushes under way for a changefeed, by processes that run.
     pub fn in_flight(&self, changefeed: ChangefeedUuid) -> Vec<Flush> {
         let state = self.state();
-        let mine = state.flushes.range((changefeed, 0)..=(changefeed, u64::MAX));
         let now = self.time.now();
-        mine.map(|(_, flush)| flush)
-            .filter(|flush| now <= flush.ends_by && !state.still.contains(&flush.process))
-            .copied()
-            .collect()
+        let feed = state.feeds.get(&changefeed);
+        feed.into_iter().flat_map(|feed| feed.in_flight(now, &state.still)).copied().collect()
     }
 
     /// Flushes under way of what a processor carries.
@@ -304,17 +322,21 @@ impl Outside {
     // ---- for tasks ----
 
     pub(super) fn behaviour(&self, changefeed: ChangefeedUuid) -> Behaviour {
-        self.state().behaviours.get(&changefeed).copied().unwrap_or_default()
+        self.state().feeds.get(&changefeed).map(|feed| feed.behaviour).unwrap_or_default()
     }
 
     pub(super) fn take_incident(&self, changefeed: ChangefeedUuid) -> Option<Incident> {
-        self.state().incidents.get_mut(&changefeed).and_then(Vec::pop)
+        self.state().feeds.get_mut(&changefeed).and_then(|feed| feed.incidents.pop())
     }
 
     pub(super) fn launched(&self, launched: Launched) {
         let changefeed = launched.term.changefeed;
-        let place = (changefeed, launched.part.map(|part| part.table));
-        let high = self.state().feeds.get(&place).map_or(Ts::ZERO, |feed| feed.high);
+        let place = launched.part.map(|part| part.table);
+        let high = {
+            let state = self.state();
+            let mut places = state.feeds.get(&changefeed).into_iter().flat_map(|feed| &feed.places);
+            places.find(|(other, _)| *other == place).map_or(Ts::ZERO, |(_, written)| written.high)
+        };
         if launched.start > high {
             self.violations.add(&format!(
                 "changefeed {changefeed} starts at {}, and only {high} is outside: {launched:?}",
@@ -341,28 +363,31 @@ impl Outside {
 
     pub(super) fn flush_begins(&self, process: usize, writer: Writer, timeout: Duration) -> u64 {
         let Writer { term, part } = writer;
-        let others = self.in_flight(term.changefeed);
+        let began = self.time.now();
+        let mut state = self.state();
+        let State { feeds, still, flush_ids, .. } = &mut *state;
+        let feed = feeds.entry(term.changefeed).or_default();
         let of = |flush: &Flush| Writer { term: flush.term, part: flush.part };
         let is_other = |flush: &&Flush| of(flush) != writer && of(flush).place() == writer.place();
-        if let Some(other) = others.iter().find(is_other) {
+        if let Some(other) = feed.in_flight(began, still).find(is_other) {
             self.violations.add(&format!("two admitted writers: {writer:?} and {other:?}"));
         }
         // One that runs it whole, and one that runs a table, are two as well.
-        if let Some(other) = others.iter().find(|other| other.part.is_some() != part.is_some()) {
+        let mut others = feed.in_flight(began, still);
+        if let Some(other) = others.find(|other| other.part.is_some() != part.is_some()) {
             self.violations.add(&format!("one writes the whole, and one a part: {writer:?} and {other:?}"));
         }
-        let began = self.time.now();
-        let mut state = self.state();
-        state.flush_ids += 1;
-        let id = state.flush_ids;
-        state
-            .flushes
-            .insert((term.changefeed, id), Flush { process, term, part, began, ends_by: began + timeout });
-        id
+        drop(others);
+        *flush_ids += 1;
+        let flush = Flush { process, term, part, began, ends_by: began + timeout };
+        feed.flushes.push((*flush_ids, flush));
+        *flush_ids
     }
 
     pub(super) fn flush_ends(&self, changefeed: ChangefeedUuid, id: u64) {
-        self.state().flushes.remove(&(changefeed, id));
+        if let Some(feed) = self.state().feeds.get_mut(&changefeed) {
+            feed.flushes.retain(|(other, _)| *other != id);
+        }
     }
 
     pub(super) fn write(&self, process: usize, writer: Writer, launch: u64, from: Ts, to: Ts) {
@@ -373,16 +398,16 @@ impl Outside {
         if !state.database_restored && !is_named {
             self.violations.add(&format!("a writer that the database does not name: {write:?}"));
         }
-        let feed = state.feeds.entry(writer.place()).or_default();
-        if term.epoch < feed.epoch {
-            self.violations.add(&format!("epoch {} wrote before: {write:?}", feed.epoch));
+        let written = state.feeds.entry(term.changefeed).or_default().place(writer.place());
+        if term.epoch < written.epoch {
+            self.violations.add(&format!("epoch {} wrote before: {write:?}", written.epoch));
         }
-        if from > feed.high {
-            self.violations.add(&format!("({}, {from}] was lost: {write:?}", feed.high));
+        if from > written.high {
+            self.violations.add(&format!("({}, {from}] was lost: {write:?}", written.high));
         }
-        feed.epoch = feed.epoch.max(term.epoch);
-        feed.high = feed.high.max(to);
-        feed.last = Some(write);
+        written.epoch = written.epoch.max(term.epoch);
+        written.high = written.high.max(to);
+        written.last = Some(write);
         state.written += 1;
         let at = u64::try_from(write.at.as_nanos()).unwrap_or(u64::MAX);
         for part in [at, term.changefeed.0, term.epoch.0, to.0, process as u64] {
