@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use metadata_api::model::{
     CaptureId, CaptureState, CaptureTerm, ChangefeedUuid, ControllerTerm, FeedState, OwnerEpoch, Placement,
-    ScheduleState, ScheduleTarget, UpstreamId, Version,
+    Revision, ScheduleState, ScheduleTarget, UpstreamId, Version,
 };
-use metadata_api::store::{Authority, MAX_BATCH};
+use metadata_api::store::{Authority, MAX_BATCH, PollCursor};
 
 use serde_json::json;
 
@@ -465,6 +465,13 @@ pub async fn what_does_not_decode_stops_no_other(c: &Cluster) {
     assert_eq!((first, second), (damaged, stateless));
     assert!(schedule.contains("owner_state") && schedule.contains(&damaged.to_string()), "{schedule}");
     assert!(state.contains("changefeed_state") && state.contains(&stateless.to_string()), "{state}");
+
+    // Its owner reads the others, and is told that there are more.
+    let (_, rows) = c.store.capture_schedules(o.capture).await.unwrap();
+    assert!(rows.iter().map(|row| row.changefeed).eq([taken, stateless, also]), "{rows:?}");
+    let mut channel = c.store.watch_channel().await.unwrap();
+    let answer = channel.poll(o.capture, &PollCursor::after(Revision(0))).await.unwrap();
+    assert_eq!((answer.owned, answer.schedules.len()), (4, 3));
 
     c.seal(o.controller, o.capture).await;
     // One at a time: what is passed over takes nobody's place.

@@ -87,7 +87,9 @@ impl CaptureStore for MemoryStore {
     async fn capture_schedules(&self, term: CaptureTerm) -> Result<(Revision, Vec<ChangefeedSchedule>)> {
         self.read("capture.schedules", |tables| {
             tables.fence_epoch()?;
-            Ok((tables.revision, tables.owned_by(term.capture).cloned().collect()))
+            let readable =
+                |row: &&ChangefeedSchedule| tables.readable(Table::Schedule, &row.changefeed).is_ok();
+            Ok((tables.revision, tables.owned_by(term.capture).filter(readable).cloned().collect()))
         })
         .await
     }

@@ -56,7 +56,7 @@ pub enum Tamper {
     MakeUnreadable(Table),
     /// Writes a value that does not decode into one capture's progress row.
     MakeProgressUnreadable(CaptureId),
-    /// Writes a state that does not decode into one changefeed's row of a table.
+    /// Writes a value that does not decode into one changefeed's row of a table.
     MakeFeedUnreadable(Table, ChangefeedUuid),
     /// Writes assignments that do not decode into one changefeed's processor rows.
     MakeProcessorsUnreadable(ChangefeedUuid),

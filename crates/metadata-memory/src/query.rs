@@ -64,7 +64,11 @@ impl QueryStore for MemoryStore {
     }
 
     async fn changefeed_schedule(&self, changefeed: ChangefeedUuid) -> Result<Option<ChangefeedSchedule>> {
-        self.read("query.schedule", |tables| Ok(tables.schedule(changefeed).cloned())).await
+        self.read("query.schedule", |tables| {
+            let row = tables.schedule(changefeed);
+            row.map(|row| tables.readable(Table::Schedule, &row.changefeed).map(|()| row.clone())).transpose()
+        })
+        .await
     }
 
     async fn processor_schedules(&self, changefeed: ChangefeedUuid) -> Result<Vec<ProcessorSchedule>> {
@@ -165,6 +169,7 @@ pub(crate) fn overview(tables: &Tables, row: &InfoRow) -> Result<ChangefeedOverv
     };
     let upstream = tables.upstreams.get(&row.info.upstream).ok_or_else(|| gone(Table::Upstream))?;
     let status = tables.status(uuid).ok_or_else(|| gone(Table::ChangefeedState))?;
+    tables.readable(Table::ChangefeedInfo, &uuid)?;
     tables.readable(Table::ChangefeedState, &uuid)?;
     let schedule = tables.schedule(uuid).ok_or_else(|| gone(Table::Schedule))?;
     Ok(ChangefeedOverview {

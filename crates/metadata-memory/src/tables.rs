@@ -282,6 +282,7 @@ impl Tables {
         let column = match table {
             Table::Progress => "value",
             Table::Schedule => "owner_state",
+            Table::ChangefeedInfo => "config",
             _ => "state",
         };
         Err(Cell::new(table.name(), key, column).corrupt("somebody made it unreadable"))

@@ -131,6 +131,7 @@ impl<'a> Tx<'a> {
                     && schedule.owner == Some(term.capture)
                     && schedule.epoch == term.epoch =>
             {
+                self.tables.readable(Table::Schedule, &term.changefeed)?;
                 Ok(schedule.clone())
             }
             _ => Err(MetadataError::fenced(format!("{term} is over"))),

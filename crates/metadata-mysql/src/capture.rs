@@ -1,7 +1,7 @@
 //! [`CaptureStore`]: what a capture does for itself.
 
 use async_trait::async_trait;
-use metadata_api::codec::{Cell, check_batch, check_capture, encode_labels, encode_progress};
+use metadata_api::codec::{Cell, check_batch, check_capture, encode_labels, encode_progress, readable};
 use metadata_api::model::{
     CaptureId, CaptureProgress, CaptureState, CaptureTerm, ChangefeedSchedule, ChangefeedUuid, NewCapture,
     OwnerLaunch, ProcessorSchedule, Revision,
@@ -206,7 +206,7 @@ impl CaptureStore for MysqlStore {
                     .fetch_all(&mut **tx)
                     .await?;
                     let revision = rows.first().ok_or_else(first_rows_missing)?.revision;
-                    let mut schedules = Vec::with_capacity(rows.len());
+                    let mut schedules: Vec<Result<ChangefeedSchedule>> = Vec::with_capacity(rows.len());
                     for row in rows {
                         // Outer-joined: all of them are there, or none is.
                         let Some(changefeed_uuid) = row.changefeed_uuid else { continue };
@@ -219,9 +219,9 @@ impl CaptureStore for MysqlStore {
                             schedule_revision: row.schedule_revision.unwrap_or_default(),
                             schedule_version: row.schedule_version.unwrap_or_default(),
                         };
-                        schedules.push(row.try_into()?);
+                        schedules.push(row.try_into());
                     }
-                    Ok((Revision(revision), schedules))
+                    Ok((Revision(revision), readable(schedules)?))
                 })
             })
             .await
@@ -244,7 +244,7 @@ impl CaptureStore for MysqlStore {
                     .fetch_all(&mut **tx)
                     .await?;
                     let revision = rows.first().ok_or_else(first_rows_missing)?.fence_revision;
-                    let mut processors = Vec::with_capacity(rows.len());
+                    let mut processors: Vec<Result<ProcessorSchedule>> = Vec::with_capacity(rows.len());
                     for row in rows {
                         let Some(changefeed_uuid) = row.changefeed_uuid else { continue };
                         let row = ProcessorRow {
@@ -257,9 +257,9 @@ impl CaptureStore for MysqlStore {
                             revision: row.revision.unwrap_or_default(),
                             version: row.version.unwrap_or_default(),
                         };
-                        processors.push(row.try_into()?);
+                        processors.push(row.try_into());
                     }
-                    Ok((Revision(revision), processors))
+                    Ok((Revision(revision), readable(processors)?))
                 })
             })
             .await

@@ -1,7 +1,7 @@
 //! What a capture does for itself.
 
 use async_trait::async_trait;
-use metadata_api::codec::{Cell, check_batch, check_capture, encode_labels, encode_progress};
+use metadata_api::codec::{Cell, check_batch, check_capture, encode_labels, encode_progress, readable};
 use metadata_api::model::{
     CaptureId, CaptureProgress, CaptureState, CaptureTerm, ChangefeedSchedule, ChangefeedUuid, NewCapture,
     OwnerLaunch, ProcessorSchedule, Revision,
@@ -130,7 +130,7 @@ impl CaptureStore for SqliteStore {
                         version: row.version?,
                     })
                 });
-                Ok((Revision(id(now)), rows.map(ChangefeedSchedule::try_from).collect::<Result<_>>()?))
+                Ok((Revision(id(now)), readable(rows.map(ChangefeedSchedule::try_from))?))
             })
         })
         .await
@@ -167,7 +167,7 @@ impl CaptureStore for SqliteStore {
                         version: row.version?,
                     })
                 });
-                Ok((Revision(id(now)), rows.map(ProcessorSchedule::try_from).collect::<Result<_>>()?))
+                Ok((Revision(id(now)), readable(rows.map(ProcessorSchedule::try_from))?))
             })
         })
         .await

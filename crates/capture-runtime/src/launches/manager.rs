@@ -29,7 +29,7 @@ use super::shares::{LastWord, Shares};
 use super::shown::Shown;
 use super::state_report::StateReport;
 use crate::RuntimeError;
-use crate::observer::CaptureObserver;
+use crate::observer::{CaptureObserver, Inner};
 use crate::pace;
 use crate::task::{Share, TaskEnd, TaskError, TaskFactory};
 
@@ -176,6 +176,24 @@ pub(super) async fn caught<T>(transaction: &'static str, call: impl Future<Outpu
     AssertUnwindSafe(call).catch_unwind().await.unwrap_or_else(|_| {
         Err(MetadataError::Unavailable { transaction, source: "the store panicked; see the log".into() })
     })
+}
+
+/// Looks launches up. When one of them does not decode, each by itself, so that it keeps no other waiting.
+async fn launches(inner: &Inner, changefeeds: &[ChangefeedUuid]) -> Result<Vec<OwnerLaunch>> {
+    match inner.store.owner_launches(inner.term, changefeeds).await {
+        Err(MetadataError::Corrupt { .. }) if changefeeds.len() > 1 => {}
+        launches => return launches,
+    }
+    let mut launches = Vec::with_capacity(changefeeds.len());
+    for changefeed in changefeeds {
+        match inner.store.owner_launches(inner.term, &[*changefeed]).await {
+            Err(error @ MetadataError::Corrupt { .. }) => {
+                tracing::warn!(%changefeed, %error, "a changefeed cannot be launched before its row is mended");
+            }
+            launch => launches.extend(launch?),
+        }
+    }
+    Ok(launches)
 }
 
 impl Manager {
@@ -353,8 +371,7 @@ impl Manager {
         let inner = self.observer.inner.clone();
         self.asks.spawn(async move {
             let changefeeds: Vec<ChangefeedUuid> = asked.iter().map(|(changefeed, _)| *changefeed).collect();
-            let asking = inner.store.owner_launches(inner.term, &changefeeds);
-            let result = caught("capture.launches", asking).await;
+            let result = caught("capture.launches", launches(&inner, &changefeeds)).await;
             Event::Loaded { asked, result }
         });
     }

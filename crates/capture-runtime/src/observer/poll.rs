@@ -4,6 +4,7 @@
 //! happened to a row that named this capture (it was released, sealed away, cleaned up) shows in the *count* of own rows: a
 //! count that does not match, or ten seconds, brings a full reconcile.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ use crate::pace;
 
 /// How often everything is read anew, whatever the counts say.
 pub(super) const RECONCILE_EVERY: Duration = Duration::from_secs(10);
+/// Of how many orders that were not read anew it is asked why, at most.
+const UNREADABLE_AT_MOST: usize = 32;
 
 struct Watch<'a> {
     observer: &'a CaptureObserver,
@@ -161,7 +164,8 @@ impl Watch<'_> {
             cursor = cursor.next_page(&answer);
             if !answer.has_more() {
                 let count = Count { asked_at, told: answer.owned, known: orders.len() as u64 };
-                if let Some(all) = count.check(self.reconciled_at, schedules(self.observer)).await? {
+                let reconcile = schedules(self.observer, answer.owned, &orders);
+                if let Some(all) = count.check(self.reconciled_at, reconcile).await? {
                     orders = all;
                     self.reconciled_at = Some(asked_at);
                 }
@@ -292,14 +296,27 @@ impl Watch<'_> {
     }
 }
 
-/// Every order to this capture, read anew.
-async fn schedules(observer: &CaptureObserver) -> Result<Orders> {
+/// Every order to this capture, read anew: `told` by the poll, of which some are `known`.
+///
+/// What it has under an order that does not decode any more goes on: nobody can give it to another before the row is mended.
+async fn schedules(observer: &CaptureObserver, told: u64, known: &Orders) -> Result<Orders> {
     let inner = &observer.inner;
     let limit = inner.policy.statement_timeout;
     let (_, rows) =
         pace::within(limit, "capture.schedules", inner.store.capture_schedules(inner.term)).await?;
     counter!("cdc_capture_reconciles_total").increment(1);
-    Ok(Arc::new(rows.iter().map(|row| (row.changefeed, ScheduledChangefeed::from(row))).collect()))
+    let mut all: BTreeMap<_, _> =
+        rows.iter().map(|row| (row.changefeed, ScheduledChangefeed::from(row))).collect();
+    let unreadable = usize::try_from(told).unwrap_or(0).saturating_sub(all.len());
+    let missing: Vec<_> = known.values().filter(|order| !all.contains_key(&order.changefeed)).collect();
+    for order in missing.into_iter().take(unreadable.min(UNREADABLE_AT_MOST)) {
+        let schedule = inner.store.changefeed_schedule(order.changefeed);
+        match pace::within(limit, "query.changefeed_schedule", schedule).await {
+            Err(MetadataError::Corrupt { .. }) => drop(all.insert(order.changefeed, *order)),
+            read => drop(read?),
+        }
+    }
+    Ok(Arc::new(all))
 }
 
 /// Everything that this capture is to be a processor of, read anew.

@@ -217,3 +217,42 @@ async fn a_damaged_row_holds_up_nobody_else_and_is_taken_when_it_is_mended() {
         .await;
     world.until("everything runs", secs(3), |world| world.all_move(&feeds, world.now() - secs(1))).await;
 }
+
+/// A row that is damaged under its live owner stops nothing: what it runs goes on, also what is launched there later, and the row
+/// counts for what it was once it is mended.
+#[tokio::test(start_paused = true)]
+async fn a_damaged_row_of_a_live_owner_stops_nothing() {
+    let (mut world, feeds) = World::running(2, 8).await;
+    let victim = world.follower(&[]);
+    let id = world.processes[victim].id();
+    let (damaged, epochs) = (world.owned(victim)[0], world.owners());
+    world.db.tamper(Tamper::MakeFeedUnreadable(Table::Schedule, damaged));
+    let new = world.create(4).await;
+    world.until("new ones run", secs(3), |world| world.all_move(&new, secs(0))).await;
+    world
+        .throughout("everything runs on", secs(60), |world| {
+            world.processes[victim].id() == id && world.all_move(&feeds, world.now().saturating_sub(secs(2)))
+        })
+        .await;
+    world.db.tamper(Tamper::MendRows);
+    world.pass(secs(30)).await;
+    assert_eq!(world.owners()[&damaged], epochs[&damaged], "nothing happened to it");
+    assert!(world.all_move(&feeds, world.now() - secs(2)));
+    world.check();
+}
+
+/// A changefeed that cannot be looked up when it is to be launched keeps those that are launched with it from nothing.
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_launched_holds_up_no_other_launch() {
+    let (mut world, feeds) = World::running(2, 8).await;
+    let victim = world.follower(&[]);
+    let lost = world.owned(victim);
+    // The first may be looked up by itself.
+    let (damaged, rest) = lost.split_last().unwrap();
+    world.db.tamper(Tamper::MakeFeedUnreadable(Table::ChangefeedInfo, *damaged));
+    world.processes[victim].kill();
+    world.until("the rest runs elsewhere", secs(21), |world| world.all_elsewhere(rest, &[victim])).await;
+    assert!(!world.all_elsewhere(&[*damaged], &[victim]));
+    world.db.tamper(Tamper::MendRows);
+    world.until("everything runs", secs(3), |world| world.all_move(&feeds, world.now() - secs(1))).await;
+}

@@ -391,6 +391,40 @@ mod tests {
         }
     }
 
+    /// A silence is what answered polls have seen; it begins after a gap, ends with the lease, and is another after each renewal.
+    #[test]
+    fn a_controller_is_silent_from_a_gap_until_its_lease_runs_out() {
+        let policy = TimePolicy::default();
+        let mut watch = LeaseWatch::default();
+        assert_eq!(watch.silent(at(60_000), &policy), None);
+        watch.observe(at(1_000), &record(1));
+        assert_eq!(watch.silent(at(3_999), &policy), None);
+        let first = watch.silent(at(4_000), &policy);
+        assert!(first.is_some() && watch.silent(at(12_999), &policy) == first);
+        assert_eq!(watch.silent(at(13_000), &policy), None, "whoever is elected now looks anyway");
+        watch.observe(at(5_000), &record(2));
+        assert_eq!(watch.silent(at(5_000), &policy), None);
+        let second = watch.silent(at(8_000), &policy);
+        assert!(second.is_some() && second != first);
+        watch.observe(at(9_000), &ElectionRecord { leader: None, ..record(2) });
+        assert_eq!(watch.silent(at(15_000), &policy), None, "nobody is in office");
+    }
+
+    /// Two looks far apart judge as many would: who beat in between is not stale, who did not is, from the first look on.
+    #[test]
+    fn two_looks_far_apart_are_enough() {
+        let policy = TimePolicy::default();
+        let mut own = OwnBeats::default();
+        (0..30).for_each(|second| own.succeeded(at(second * 1_000), &policy));
+        let beat =
+            |id, heartbeat_seq| CaptureBeat { id: capture(id), state: CaptureState::Alive, heartbeat_seq };
+        let mut judge = OfflineJudge::default();
+        judge.observe(at(10_000), &[beat(2, 5), beat(3, 5)]);
+        judge.observe(at(24_999), &[beat(2, 5), beat(3, 6)]);
+        assert_eq!(judge.judge(at(24_999), &own, &policy).stale, []);
+        assert_eq!(judge.judge(at(25_000), &own, &policy).stale, [(capture(2), 5)]);
+    }
+
     #[test]
     fn the_default_policy_is_the_designs_and_keeps_its_rules() {
         let policy = TimePolicy::default();

@@ -42,7 +42,7 @@ pub trait CaptureStore: Send + Sync {
     async fn capture_progress(&self, term: CaptureTerm) -> Result<(u64, CaptureProgress)>;
 
     /// Every schedule row that names the capture and is not `Removed`, ordered by uuid, with the revision of
-    /// the same statement: the full reconcile.
+    /// the same statement: the full reconcile. A row that does not decode is left out, and stops no other.
     async fn capture_schedules(&self, term: CaptureTerm) -> Result<(Revision, Vec<ChangefeedSchedule>)>;
 
     /// Every processor row that names the capture and is not `Removed`, ordered by uuid, with the revision of
@@ -86,7 +86,8 @@ pub trait HeartbeatChannel: Send {
 /// The watch connection. Dropping it closes the connection hard. To be used like the [`HeartbeatChannel`].
 #[async_trait]
 pub trait WatchChannel: Send {
-    /// What is new for the capture, in one statement.
+    /// What is new for the capture, in one statement. A schedule or processor that does not decode is left out, though it is
+    /// counted: whoever finds less than the count reads everything.
     async fn poll(&mut self, term: CaptureTerm, cursor: &PollCursor) -> Result<PollAnswer>;
 
     /// Moves the lease sequence: one autocommit update `WHERE id = 1 AND leader_id = ? AND controller_epoch = ?`.
