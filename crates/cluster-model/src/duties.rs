@@ -184,9 +184,8 @@ impl Cluster {
             after.insert(row.changefeed, ScheduledChangefeed::from(row));
         }
         if answer.owned != after.len() as u64 {
-            let (_, rows) =
-                state.query(index, |store| async move { store.capture_schedules(term).await })?.ok()?;
-            after = rows.iter().map(|row| (row.changefeed, ScheduledChangefeed::from(row))).collect();
+            let all = state.query(index, |store| async move { store.capture_schedules(term).await })?.ok()?;
+            after = all.rows.iter().map(|row| (row.changefeed, ScheduledChangefeed::from(row))).collect();
         }
         Some(Looked { began_at, answer, before, after })
     }

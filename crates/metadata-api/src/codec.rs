@@ -41,15 +41,6 @@ pub const MAX_PROGRESS: usize = 4 << 20;
 /// The most bytes of an error's or a warning's message; what is longer is cut.
 pub const MAX_MESSAGE: usize = 16 << 10;
 
-/// The rows that decode. One that does not is passed over, and stops no other: nobody acts on what cannot be read.
-///
-/// # Errors
-/// The first that is not `Corrupt`.
-pub fn readable<T>(rows: impl IntoIterator<Item = Result<T>>) -> Result<Vec<T>> {
-    let passes = |row: &Result<T>| !matches!(row, Err(MetadataError::Corrupt { .. }));
-    rows.into_iter().filter(passes).collect()
-}
-
 /// Where a value is stored, for the text of [`Corrupt`](MetadataError::Corrupt).
 #[derive(Clone, Copy)]
 pub struct Cell<'a> {

@@ -8,7 +8,7 @@ use metadata_api::model::{
     CaptureId, CaptureProgress, CaptureState, CaptureTerm, ChangefeedUuid, NewCapture, OwnerEpoch,
     ScheduleState, SourcePosition,
 };
-use metadata_api::store::MAX_BATCH;
+use metadata_api::store::{Assigned, MAX_BATCH};
 use serde_json::json;
 
 use crate::harness::{Cluster, Refusal, assert_refused, at, progress_of};
@@ -28,8 +28,8 @@ pub async fn registering_writes_the_row(c: &Cluster) {
     assert_eq!(row.machine_id, new.machine_id);
     assert_eq!((row.state, row.heartbeat_seq), (CaptureState::Alive, 0));
     assert_eq!(c.store.capture_progress(term).await.unwrap(), (0, CaptureProgress::default()));
-    assert_eq!(c.store.capture_schedules(term).await.unwrap().1, []);
-    assert_eq!(c.store.capture_processors(term).await.unwrap().1, []);
+    assert_eq!(c.store.capture_schedules(term).await.unwrap().rows, []);
+    assert_eq!(c.store.capture_processors(term).await.unwrap().rows, []);
 }
 
 /// Registering the same id again is done already, also when it beat, advanced or drains meanwhile.
@@ -144,8 +144,8 @@ pub async fn an_absent_capture_is_fenced(c: &Cluster) {
     c.refuses(Refusal::Fenced, c.store.capture_advance(absent, 1, &CaptureProgress::default())).await;
     c.refuses(Refusal::Fenced, c.store.capture_progress(absent)).await;
     c.refuses(Refusal::NotFound, c.store.capture_drain(absent.capture)).await;
-    assert_eq!(c.store.capture_schedules(absent).await.unwrap().1, []);
-    assert_eq!(c.store.capture_processors(absent).await.unwrap().1, []);
+    assert_eq!(c.store.capture_schedules(absent).await.unwrap().rows, []);
+    assert_eq!(c.store.capture_processors(absent).await.unwrap().rows, []);
     assert_eq!(c.store.owner_launches(absent, &[]).await.unwrap(), []);
 }
 
@@ -180,7 +180,7 @@ pub async fn the_reconcile_lists_what_the_capture_has(c: &Cluster) {
     c.release(terms[1]).await;
     let target = c.removing_target(uuids[2]).await;
     c.set_owner(controller, target).await;
-    let (revision, rows) = c.store.capture_schedules(mine).await.unwrap();
+    let Assigned { revision, rows, .. } = c.store.capture_schedules(mine).await.unwrap();
     assert_eq!(revision, c.revision().await);
     let wanted = [c.schedule(uuids[0]).await, c.schedule(uuids[2]).await, c.schedule(uuids[3]).await];
     assert_eq!(rows, wanted);
@@ -190,10 +190,10 @@ pub async fn the_reconcile_lists_what_the_capture_has(c: &Cluster) {
     let attached = c.attach(controller, uuids[3], other).await;
     let detached = c.attach(controller, uuids[0], other).await;
     c.store.processor_release(detached.term()).await.unwrap();
-    let (revision, rows) = c.store.capture_processors(other).await.unwrap();
+    let Assigned { revision, rows, .. } = c.store.capture_processors(other).await.unwrap();
     assert_eq!(revision, c.revision().await);
     assert_eq!(rows, [attached]);
-    assert_eq!(c.store.capture_processors(mine).await.unwrap().1, []);
+    assert_eq!(c.store.capture_processors(mine).await.unwrap().rows, []);
 }
 
 /// Launches are of what the capture owns and is `Launched`; all else is left out.

@@ -251,7 +251,7 @@ pub async fn pages_leave_nothing_out(c: &Cluster) {
     assert_eq!(&answer.schedules[0], rows[701]);
 
     // The full reconcile has no pages.
-    assert_eq!(c.store.capture_schedules(mine).await.unwrap().1.len(), 1_100);
+    assert_eq!(c.store.capture_schedules(mine).await.unwrap().rows.len(), 1_100);
     let snapshot = c.store.schedule_snapshot().await.unwrap();
     assert_eq!(snapshot.changefeeds.len(), 1_100);
 

@@ -10,7 +10,7 @@ use metadata_api::model::{
     CaptureTerm, ChangefeedStatus, ChangefeedUpdate, ChangefeedUuid, FeedState, NewChangefeed, OwnerEpoch,
     Revision, ScheduleState, ScheduleTarget, Ts, UpstreamId, Version,
 };
-use metadata_api::store::{Authority, MetadataStore, OwnerRelease, PollCursor};
+use metadata_api::store::{Assigned, Authority, MetadataStore, OwnerRelease, PollCursor};
 use tokio::sync::Notify;
 
 use crate::harness::{Cluster, Refusal, at, join_all, progress_of, refused};
@@ -475,7 +475,7 @@ pub async fn reads_are_of_one_moment(c: &Cluster) {
                 assert!(
                     !(third.state == FeedState::Stopped && third.schedule.state == ScheduleState::Launched)
                 );
-                let (revision, rows) = store.capture_schedules(capture).await.unwrap();
+                let Assigned { revision, rows, .. } = store.capture_schedules(capture).await.unwrap();
                 let mine = rows.iter().filter(|row| pair.contains(&row.changefeed)).count();
                 assert_ne!(mine, 1, "{rows:?}");
                 assert!(rows.iter().all(|row| row.revision <= revision));

@@ -27,7 +27,7 @@ pub async fn defect_02_a_placed_changefeed_is_moved(c: &Cluster) {
     let moved = c.launch(o.controller, other, o.changefeed).await;
     assert_eq!(moved.capture, other.capture);
     assert_eq!(c.store.owner_launches(other, &[o.changefeed]).await.unwrap().len(), 1);
-    assert_eq!(c.store.capture_schedules(o.capture).await.unwrap().1, []);
+    assert_eq!(c.store.capture_schedules(o.capture).await.unwrap().rows, []);
 }
 
 /// `PostOwnerRemoved` returns success and writes neither `Removed` nor a nil owner, for its ORM drops zero values.

@@ -136,6 +136,7 @@ macro_rules! conformance_suite {
             }
             processor {
                 an_attachment_serves_the_current_owner_epoch
+                a_processor_that_does_not_decode_is_left_out
                 a_processor_goes_by_removing_to_removed
                 a_processor_releases_by_itself
                 what_a_processor_carries_is_not_at_rest

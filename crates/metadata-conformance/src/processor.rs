@@ -1,7 +1,7 @@
 //! Processors: `processor_set` of `ControllerStore`, `processor_assign` and `processor_release` of `OwnerStore`. What they
 //! report is in [`report`](crate::report).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use metadata_api::model::{
     CaptureId, CaptureTerm, ChangefeedProgress, ChangefeedUpdate, ChangefeedUuid, OwnerEpoch, OwnerTerm,
@@ -376,4 +376,16 @@ pub async fn of_two_assignments_on_one_view_one_is_written(c: &Cluster) {
         };
         assert!(written == 1 && (conflict(&first) || conflict(&second)), "{first:?}\n{second:?}");
     }
+}
+
+/// A processor that does not decode is left out by name, and stops no other.
+pub async fn a_processor_that_does_not_decode_is_left_out(c: &Cluster) {
+    let (well, damaged) = (c.owned("well").await, c.create("damaged").await.uuid);
+    let target = c.launch_target(damaged, well.capture).await;
+    c.store.owner_set(well.controller, &[target]).await.unwrap().remove(0).unwrap();
+    let row = c.attach(well.controller, well.changefeed, well.capture).await;
+    c.attach(well.controller, damaged, well.capture).await;
+    c.execute(&format!("UPDATE processor SET state = 'dancing' WHERE changefeed_uuid = {damaged}")).await;
+    let mine = c.store.capture_processors(well.capture).await.unwrap();
+    assert_eq!((mine.rows, mine.unreadable), (vec![row], BTreeSet::from([damaged])));
 }

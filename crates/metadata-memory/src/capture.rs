@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use metadata_api::codec::{MAX_REPORT, check_batch, check_capture, encode_labels, encode_progress};
 use metadata_api::model::{
     CaptureInfo, CaptureProgress, CaptureState, CaptureTerm, ChangefeedProgress, ChangefeedSchedule,
-    ChangefeedUuid, NewCapture, OwnedProgress, OwnerLaunch, ProcessorSchedule, Revision, ScheduleState, Ts,
+    ChangefeedUuid, NewCapture, OwnedProgress, OwnerLaunch, ProcessorSchedule, ScheduleState, Ts,
 };
-use metadata_api::store::{CaptureStore, HeartbeatChannel, WatchChannel};
+use metadata_api::store::{Assigned, CaptureStore, HeartbeatChannel, WatchChannel};
 use metadata_api::{MetadataError, Result};
 
 use crate::channel::{Heartbeat, Watch};
@@ -84,21 +84,26 @@ impl CaptureStore for MemoryStore {
         .await
     }
 
-    async fn capture_schedules(&self, term: CaptureTerm) -> Result<(Revision, Vec<ChangefeedSchedule>)> {
+    async fn capture_schedules(&self, term: CaptureTerm) -> Result<Assigned<ChangefeedSchedule>> {
         self.read("capture.schedules", |tables| {
             tables.fence_epoch()?;
-            let readable =
-                |row: &&ChangefeedSchedule| tables.readable(Table::Schedule, &row.changefeed).is_ok();
-            Ok((tables.revision, tables.owned_by(term.capture).filter(readable).cloned().collect()))
+            let read = |row: &ChangefeedSchedule| {
+                let readable = tables.readable(Table::Schedule, &row.changefeed);
+                (row.changefeed, readable.map(|()| row.clone()))
+            };
+            Assigned::of(tables.revision, tables.owned_by(term.capture).map(read))
         })
         .await
     }
 
-    async fn capture_processors(&self, term: CaptureTerm) -> Result<(Revision, Vec<ProcessorSchedule>)> {
+    async fn capture_processors(&self, term: CaptureTerm) -> Result<Assigned<ProcessorSchedule>> {
         self.read("capture.processors", |tables| {
             tables.fence_epoch()?;
-            let rows = tables.processors_on(term.capture);
-            Ok((tables.revision, rows.filter(|row| row.state != ScheduleState::Removed).cloned().collect()))
+            let rows = tables.processors_on(term.capture).filter(|row| row.state != ScheduleState::Removed);
+            let read = |row: &ProcessorSchedule| {
+                (row.changefeed, tables.readable_processors(row.changefeed).map(|()| row.clone()))
+            };
+            Assigned::of(tables.revision, rows.map(read))
         })
         .await
     }

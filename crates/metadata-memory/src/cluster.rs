@@ -60,7 +60,7 @@ pub enum Tamper {
     MakeFeedUnreadable(Table, ChangefeedUuid),
     /// Writes assignments that do not decode into one changefeed's processor rows.
     MakeProcessorsUnreadable(ChangefeedUuid),
-    /// Undoes what made single rows of schedules, states and progress unreadable.
+    /// Undoes what made single rows unreadable.
     MendRows,
     /// Undoes [`Tamper::MakeUnreadable`].
     MakeReadable(Table),
@@ -177,7 +177,10 @@ impl MemoryCluster {
             Tamper::MakeProcessorsUnreadable(changefeed) => {
                 tables.corrupt_processors.insert(changefeed);
             }
-            Tamper::MendRows => tables.corrupt_rows.clear(),
+            Tamper::MendRows => {
+                tables.corrupt_rows.clear();
+                tables.corrupt_processors.clear();
+            }
             Tamper::MakeReadable(table) => drop(tables.corrupt.remove(&table)),
             Tamper::SetRevision(revision) => tables.revision = revision,
             Tamper::ResetElection => tables.reset_election(),

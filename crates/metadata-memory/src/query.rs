@@ -139,9 +139,7 @@ pub(crate) fn processors(
 
 /// A processor, with what its capture says under the row's epoch. A progress that cannot be read says nothing.
 fn processor_status(tables: &Tables, row: &ProcessorSchedule) -> Result<ProcessorStatus> {
-    if tables.corrupt_processors.contains(&row.changefeed) {
-        return Err(MetadataError::corrupt("processor", row.changefeed, "assignment", "tampered with"));
-    }
+    tables.readable_processors(row.changefeed)?;
     let capture = row.capture;
     let state = tables.captures.get(&capture).map(|info| info.state);
     if state.is_some() {
@@ -171,6 +169,7 @@ pub(crate) fn overview(tables: &Tables, row: &InfoRow) -> Result<ChangefeedOverv
     let status = tables.status(uuid).ok_or_else(|| gone(Table::ChangefeedState))?;
     tables.readable(Table::ChangefeedInfo, &uuid)?;
     tables.readable(Table::ChangefeedState, &uuid)?;
+    tables.readable(Table::Schedule, &uuid)?;
     let schedule = tables.schedule(uuid).ok_or_else(|| gone(Table::Schedule))?;
     Ok(ChangefeedOverview {
         info: row.info.clone(),

@@ -273,6 +273,14 @@ impl Tables {
         self.carried.get(&capture).into_iter().flat_map(BTreeMap::values).map(|row| &**row)
     }
 
+    /// An error when the changefeed's processor rows were made unreadable.
+    pub(crate) fn readable_processors(&self, changefeed: ChangefeedUuid) -> Result<()> {
+        if self.corrupt_processors.contains(&changefeed) {
+            return Err(MetadataError::corrupt("processor", changefeed, "assignment", "tampered with"));
+        }
+        Ok(())
+    }
+
     /// An error when the table's values, or this row's, were made unreadable.
     pub(crate) fn readable(&self, table: Table, key: &dyn Display) -> Result<()> {
         let row = !self.corrupt_rows.is_empty() && self.corrupt_rows.contains(&(table, key.to_string()));

@@ -106,6 +106,9 @@ fn tamper(cluster: &MemoryCluster, statement: &str) -> Tamper {
             "=",
             uuid,
         ] => Tamper::MakeFeedUnreadable(table(name), ChangefeedUuid(uuid.parse().expect("a number"))),
+        ["UPDATE", "processor", "SET", "state", "=", _, "WHERE", "changefeed_uuid", "=", uuid] => {
+            Tamper::MakeProcessorsUnreadable(ChangefeedUuid(uuid.parse().expect("a number")))
+        }
         ["UPDATE", name @ ("capture" | "changefeed_state"), "SET", "state", "=", _]
         | ["UPDATE", name @ "progress", "SET", "value", "=", ..] => Tamper::MakeUnreadable(table(name)),
         _ => panic!("the model does not know `{statement}`"),

@@ -1,12 +1,12 @@
 //! [`CaptureStore`]: what a capture does for itself.
 
 use async_trait::async_trait;
-use metadata_api::codec::{Cell, check_batch, check_capture, encode_labels, encode_progress, readable};
+use metadata_api::codec::{Cell, check_batch, check_capture, encode_labels, encode_progress};
 use metadata_api::model::{
     CaptureId, CaptureProgress, CaptureState, CaptureTerm, ChangefeedSchedule, ChangefeedUuid, NewCapture,
     OwnerLaunch, ProcessorSchedule, Revision,
 };
-use metadata_api::store::{Authority, CaptureStore, HeartbeatChannel, WatchChannel};
+use metadata_api::store::{Assigned, Authority, CaptureStore, HeartbeatChannel, WatchChannel};
 use metadata_api::{MetadataError, Result};
 use sqlx::{query, query_scalar};
 
@@ -190,7 +190,7 @@ impl CaptureStore for MysqlStore {
     }
 
     #[tracing::instrument(name = "capture.schedules", skip_all, fields(capture = %term.capture))]
-    async fn capture_schedules(&self, term: CaptureTerm) -> Result<(Revision, Vec<ChangefeedSchedule>)> {
+    async fn capture_schedules(&self, term: CaptureTerm) -> Result<Assigned<ChangefeedSchedule>> {
         self.runner
             .read("capture.schedules", |tx| {
                 Box::pin(async move {
@@ -206,7 +206,7 @@ impl CaptureStore for MysqlStore {
                     .fetch_all(&mut **tx)
                     .await?;
                     let revision = rows.first().ok_or_else(first_rows_missing)?.revision;
-                    let mut schedules: Vec<Result<ChangefeedSchedule>> = Vec::with_capacity(rows.len());
+                    let mut schedules = Vec::with_capacity(rows.len());
                     for row in rows {
                         // Outer-joined: all of them are there, or none is.
                         let Some(changefeed_uuid) = row.changefeed_uuid else { continue };
@@ -219,16 +219,16 @@ impl CaptureStore for MysqlStore {
                             schedule_revision: row.schedule_revision.unwrap_or_default(),
                             schedule_version: row.schedule_version.unwrap_or_default(),
                         };
-                        schedules.push(row.try_into());
+                        schedules.push((ChangefeedUuid(changefeed_uuid), row.try_into()));
                     }
-                    Ok((Revision(revision), readable(schedules)?))
+                    Ok(Assigned::of(Revision(revision), schedules)?)
                 })
             })
             .await
     }
 
     #[tracing::instrument(name = "capture.processors", skip_all, fields(capture = %term.capture))]
-    async fn capture_processors(&self, term: CaptureTerm) -> Result<(Revision, Vec<ProcessorSchedule>)> {
+    async fn capture_processors(&self, term: CaptureTerm) -> Result<Assigned<ProcessorSchedule>> {
         self.runner
             .read("capture.processors", |tx| {
                 Box::pin(async move {
@@ -244,7 +244,7 @@ impl CaptureStore for MysqlStore {
                     .fetch_all(&mut **tx)
                     .await?;
                     let revision = rows.first().ok_or_else(first_rows_missing)?.fence_revision;
-                    let mut processors: Vec<Result<ProcessorSchedule>> = Vec::with_capacity(rows.len());
+                    let mut processors = Vec::with_capacity(rows.len());
                     for row in rows {
                         let Some(changefeed_uuid) = row.changefeed_uuid else { continue };
                         let row = ProcessorRow {
@@ -257,9 +257,9 @@ impl CaptureStore for MysqlStore {
                             revision: row.revision.unwrap_or_default(),
                             version: row.version.unwrap_or_default(),
                         };
-                        processors.push(row.try_into());
+                        processors.push((ChangefeedUuid(changefeed_uuid), row.try_into()));
                     }
-                    Ok((Revision(revision), readable(processors)?))
+                    Ok(Assigned::of(Revision(revision), processors)?)
                 })
             })
             .await

@@ -4,10 +4,9 @@
 //! closes its socket. There are no retries: the runtime opens another channel.
 
 use async_trait::async_trait;
-use metadata_api::codec::{Cell, readable};
+use metadata_api::codec::Cell;
 use metadata_api::model::{
-    CaptureBeat, CaptureState, CaptureTerm, ChangefeedSchedule, ClusterIdentity, ControllerTerm,
-    ElectionRecord, ProcessorSchedule, Revision,
+    CaptureBeat, CaptureState, CaptureTerm, ClusterIdentity, ControllerTerm, ElectionRecord, Revision,
 };
 use metadata_api::store::faults::{FaultKind, FaultPoint};
 use metadata_api::store::{HeartbeatChannel, PollAnswer, PollCursor, WatchChannel};
@@ -225,7 +224,6 @@ fn poll_answer(server_id: &str, term: CaptureTerm, rows: Vec<PollRow>) -> Result
         schedules: Vec::new(),
         processors: Vec::new(),
     };
-    let (mut schedules, mut processors) = (Vec::new(), Vec::new());
     for row in rows {
         // Outer-joined: all of them are there, or none is.
         let PollRow {
@@ -244,30 +242,34 @@ fn poll_answer(server_id: &str, term: CaptureTerm, rows: Vec<PollRow>) -> Result
             continue;
         };
         if is_processor == 0 {
-            schedules.push(ChangefeedSchedule::try_from(ScheduleRow {
-                changefeed_uuid,
-                owner: capture_id,
-                owner_state: state,
-                owner_epoch,
-                task_position: body,
-                schedule_revision: revision,
-                schedule_version: version,
-            }));
+            answer.schedules.push(
+                ScheduleRow {
+                    changefeed_uuid,
+                    owner: capture_id,
+                    owner_state: state,
+                    owner_epoch,
+                    task_position: body,
+                    schedule_revision: revision,
+                    schedule_version: version,
+                }
+                .try_into()?,
+            );
         } else {
-            processors.push(ProcessorSchedule::try_from(ProcessorRow {
-                changefeed_uuid,
-                capture_id: capture_id.unwrap_or_default(),
-                state,
-                owner_epoch,
-                epoch,
-                assignment: body,
-                revision,
-                version,
-            }));
+            answer.processors.push(
+                ProcessorRow {
+                    changefeed_uuid,
+                    capture_id: capture_id.unwrap_or_default(),
+                    state,
+                    owner_epoch,
+                    epoch,
+                    assignment: body,
+                    revision,
+                    version,
+                }
+                .try_into()?,
+            );
         }
     }
-    answer.schedules = readable(schedules)?;
-    answer.processors = readable(processors)?;
     Ok(answer)
 }
 

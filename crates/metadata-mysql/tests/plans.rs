@@ -70,8 +70,8 @@ async fn a_second_of_a_capture(store: &MysqlStore) {
     watch.lease_renew(controller).await.expect("renewed");
     store.capture_advance(me, 1, &CaptureProgress::default()).await.expect("advanced");
     store.capture_progress(me).await.expect("read");
-    assert_eq!(store.capture_schedules(me).await.expect("read").1.len(), 10);
-    assert_eq!(store.capture_processors(me).await.expect("read").1.len(), 10);
+    assert_eq!(store.capture_schedules(me).await.expect("read").rows.len(), 10);
+    assert_eq!(store.capture_processors(me).await.expect("read").rows.len(), 10);
     let own = [ChangefeedUuid(7), ChangefeedUuid(1_007)];
     assert_eq!(store.owner_launches(me, &own).await.expect("read").len(), 2);
     store.changefeed_progresses(Some(&own)).await.expect("read");

@@ -1,12 +1,12 @@
 //! What a capture does for itself.
 
 use async_trait::async_trait;
-use metadata_api::codec::{Cell, check_batch, check_capture, encode_labels, encode_progress, readable};
+use metadata_api::codec::{Cell, check_batch, check_capture, encode_labels, encode_progress};
 use metadata_api::model::{
     CaptureId, CaptureProgress, CaptureState, CaptureTerm, ChangefeedSchedule, ChangefeedUuid, NewCapture,
     OwnerLaunch, ProcessorSchedule, Revision,
 };
-use metadata_api::store::{CaptureStore, HeartbeatChannel, WatchChannel};
+use metadata_api::store::{Assigned, CaptureStore, HeartbeatChannel, WatchChannel};
 use metadata_api::{MetadataError, Result};
 
 use crate::SqliteStore;
@@ -102,7 +102,7 @@ impl CaptureStore for SqliteStore {
     }
 
     #[tracing::instrument(name = "capture.schedules", skip_all, fields(capture = %term.capture))]
-    async fn capture_schedules(&self, term: CaptureTerm) -> Result<(Revision, Vec<ChangefeedSchedule>)> {
+    async fn capture_schedules(&self, term: CaptureTerm) -> Result<Assigned<ChangefeedSchedule>> {
         self.run_read("capture.schedules", |tx| {
             Box::pin(async move {
                 let capture = term.capture.to_string();
@@ -130,14 +130,17 @@ impl CaptureStore for SqliteStore {
                         version: row.version?,
                     })
                 });
-                Ok((Revision(id(now)), readable(rows.map(ChangefeedSchedule::try_from))?))
+                let read = |row: ScheduleRow| {
+                    (ChangefeedUuid(id(row.changefeed_uuid)), ChangefeedSchedule::try_from(row))
+                };
+                Ok(Assigned::of(Revision(id(now)), rows.map(read))?)
             })
         })
         .await
     }
 
     #[tracing::instrument(name = "capture.processors", skip_all, fields(capture = %term.capture))]
-    async fn capture_processors(&self, term: CaptureTerm) -> Result<(Revision, Vec<ProcessorSchedule>)> {
+    async fn capture_processors(&self, term: CaptureTerm) -> Result<Assigned<ProcessorSchedule>> {
         self.run_read("capture.processors", |tx| {
             Box::pin(async move {
                 let capture = term.capture.to_string();
@@ -167,7 +170,10 @@ impl CaptureStore for SqliteStore {
                         version: row.version?,
                     })
                 });
-                Ok((Revision(id(now)), readable(rows.map(ProcessorSchedule::try_from))?))
+                let read = |row: ProcessorRow| {
+                    (ChangefeedUuid(id(row.changefeed_uuid)), ProcessorSchedule::try_from(row))
+                };
+                Ok(Assigned::of(Revision(id(now)), rows.map(read))?)
             })
         })
         .await

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use metadata_api::codec::{Cell, readable};
+use metadata_api::codec::Cell;
 use metadata_api::model::{
     CaptureBeat, CaptureState, CaptureTerm, ChangefeedSchedule, ClusterIdentity, ControllerTerm,
     ElectionRecord, ProcessorSchedule, Revision,
@@ -245,12 +245,12 @@ fn answer(rows: Vec<PollRow>, term: CaptureTerm) -> Result<PollAnswer> {
     for row in rows {
         match row.kind {
             0 => head = Some(head_of(row, term)?),
-            1 => schedules.push(ChangefeedSchedule::try_from(schedule_of(row).ok_or_else(missing_row)?)),
-            _ => processors.push(ProcessorSchedule::try_from(processor_of(row).ok_or_else(missing_row)?)),
+            1 => schedules.push(ChangefeedSchedule::try_from(schedule_of(row).ok_or_else(missing_row)?)?),
+            _ => processors.push(ProcessorSchedule::try_from(processor_of(row).ok_or_else(missing_row)?)?),
         }
     }
     let head = head.ok_or_else(missing_row)?;
-    Ok(PollAnswer { schedules: readable(schedules)?, processors: readable(processors)?, ..head })
+    Ok(PollAnswer { schedules, processors, ..head })
 }
 
 fn head_of(row: PollRow, term: CaptureTerm) -> Result<PollAnswer> {

@@ -178,22 +178,26 @@ pub(super) async fn caught<T>(transaction: &'static str, call: impl Future<Outpu
     })
 }
 
-/// Looks launches up. When one of them does not decode, each by itself, so that it keeps no other waiting.
+/// Looks launches up. Where one of them does not decode, in halves, so that it keeps no other waiting.
 async fn launches(inner: &Inner, changefeeds: &[ChangefeedUuid]) -> Result<Vec<OwnerLaunch>> {
-    match inner.store.owner_launches(inner.term, changefeeds).await {
-        Err(MetadataError::Corrupt { .. }) if changefeeds.len() > 1 => {}
-        launches => return launches,
-    }
-    let mut launches = Vec::with_capacity(changefeeds.len());
-    for changefeed in changefeeds {
-        match inner.store.owner_launches(inner.term, &[*changefeed]).await {
-            Err(error @ MetadataError::Corrupt { .. }) => {
-                tracing::warn!(%changefeed, %error, "a changefeed cannot be launched before its row is mended");
+    let mut found = Vec::with_capacity(changefeeds.len());
+    let mut parts = vec![changefeeds];
+    while let Some(part) = parts.pop() {
+        match inner.store.owner_launches(inner.term, part).await {
+            Ok(launches) => found.extend(launches),
+            Err(MetadataError::Corrupt { .. }) if part.len() > 1 => {
+                let (first, second) = part.split_at(part.len() / 2);
+                parts.extend([second, first]);
             }
-            launch => launches.extend(launch?),
+            Err(error @ MetadataError::Corrupt { .. }) if changefeeds.len() > 1 => {
+                tracing::debug!(%error, "a changefeed cannot be launched before its row is mended");
+            }
+            Err(error) if found.is_empty() => return Err(error),
+            // What was found is launched; the rest is asked for again.
+            Err(_) => break,
         }
     }
-    Ok(launches)
+    Ok(found)
 }
 
 impl Manager {

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use metadata_api::decision::schedule::{ScheduledChangefeed, ScheduledProcessor, diff_processors};
 use metadata_api::decision::watch::{self as look, check_answer, check_own_beat};
-use metadata_api::model::{BootTime, CaptureState, Revision, ScheduleState};
-use metadata_api::store::{PollAnswer, PollCursor, WatchChannel};
+use metadata_api::model::{
+    BootTime, CaptureState, ChangefeedSchedule, ChangefeedUuid, ProcessorSchedule, Revision, ScheduleState,
+};
+use metadata_api::store::{Assigned, PollAnswer, PollCursor, WatchChannel};
 use metadata_api::{MetadataError, Result};
 use metrics::counter;
 
@@ -21,16 +23,14 @@ use crate::pace;
 
 /// How often everything is read anew, whatever the counts say.
 pub(super) const RECONCILE_EVERY: Duration = Duration::from_secs(10);
-/// Of how many orders that were not read anew it is asked why, at most.
-const UNREADABLE_AT_MOST: usize = 32;
 
 struct Watch<'a> {
     observer: &'a CaptureObserver,
     channel: Option<Box<dyn WatchChannel>>,
     /// Every change up to it has been taken in.
     last: Revision,
-    reconciled_at: Option<BootTime>,
-    processors_reconciled_at: Option<BootTime>,
+    orders_read: Option<Read>,
+    processors_read: Option<Read>,
     renewed_at: Option<BootTime>,
 }
 
@@ -41,8 +41,8 @@ pub(super) async fn run(observer: &CaptureObserver) -> Result<()> {
         observer,
         channel: None,
         last: Revision(0),
-        reconciled_at: None,
-        processors_reconciled_at: None,
+        orders_read: None,
+        processors_read: None,
         renewed_at: None,
     };
     let mut failing = false;
@@ -95,6 +95,13 @@ fn blind_too_long(observer: &CaptureObserver) -> Result<()> {
     Ok(())
 }
 
+/// The last time that everything was read anew.
+struct Read {
+    asked_at: BootTime,
+    /// How many rows name this capture, do not decode, and never did as far as it knows.
+    unknown: u64,
+}
+
 /// How many rows a poll told of, and how many are known by their own word.
 struct Count {
     asked_at: BootTime,
@@ -107,11 +114,12 @@ impl Count {
     /// count says all that a reconcile would: what is idle opens no pool connection for it.
     async fn check<T>(
         &self,
-        reconciled_at: Option<BootTime>,
+        last: Option<&Read>,
         reconcile: impl Future<Output = Result<T>>,
     ) -> Result<Option<T>> {
-        let missed = self.told != self.known;
-        let due = self.told > 0 && reconciled_at.is_none_or(|at| self.asked_at.since(at) >= RECONCILE_EVERY);
+        let missed = self.told != self.known + last.map_or(0, |last| last.unknown);
+        let is_old = |last: &Read| self.asked_at.since(last.asked_at) >= RECONCILE_EVERY;
+        let due = self.told > 0 && last.is_none_or(is_old);
         if !missed && !due {
             return Ok(None);
         }
@@ -164,16 +172,16 @@ impl Watch<'_> {
             cursor = cursor.next_page(&answer);
             if !answer.has_more() {
                 let count = Count { asked_at, told: answer.owned, known: orders.len() as u64 };
-                let reconcile = schedules(self.observer, answer.owned, &orders);
-                if let Some(all) = count.check(self.reconciled_at, reconcile).await? {
-                    orders = all;
-                    self.reconciled_at = Some(asked_at);
+                let reconcile = schedules(self.observer);
+                if let Some(all) = count.check(self.orders_read.as_ref(), reconcile).await? {
+                    let row = |row: &ChangefeedSchedule| (row.changefeed, ScheduledChangefeed::from(row));
+                    (orders, self.orders_read) = anew(asked_at, &all, &orders, row);
                 }
                 let count = Count { asked_at, told: answer.attached, known: attached.len() as u64 };
                 let reconcile = processors(self.observer);
-                if let Some(all) = count.check(self.processors_reconciled_at, reconcile).await? {
-                    attached = all;
-                    self.processors_reconciled_at = Some(asked_at);
+                if let Some(all) = count.check(self.processors_read.as_ref(), reconcile).await? {
+                    let row = |row: &ProcessorSchedule| (row.changefeed, ScheduledProcessor::from(row));
+                    (attached, self.processors_read) = anew(asked_at, &all, &attached, row);
                 }
                 break;
             }
@@ -209,7 +217,7 @@ impl Watch<'_> {
         if before != after && answer.election.leader != Some(inner.term.capture) {
             // Another controller lives: whom to declare dead is its to say. What was seen of the others in an earlier silence would be
             // hours old in the next one, and a database may have been restored in between.
-            observed.judge.reset();
+            observed.judge.forget_but(answer.controller.as_ref().map(|controller| controller.id));
         }
         observed.election = Some(answer.election);
         if let Some(beat) = &answer.controller
@@ -296,35 +304,39 @@ impl Watch<'_> {
     }
 }
 
-/// Every order to this capture, read anew: `told` by the poll, of which some are `known`.
-///
-/// What it has under an order that does not decode any more goes on: nobody can give it to another before the row is mended.
-async fn schedules(observer: &CaptureObserver, told: u64, known: &Orders) -> Result<Orders> {
-    let inner = &observer.inner;
-    let limit = inner.policy.statement_timeout;
-    let (_, rows) =
-        pace::within(limit, "capture.schedules", inner.store.capture_schedules(inner.term)).await?;
-    counter!("cdc_capture_reconciles_total").increment(1);
-    let mut all: BTreeMap<_, _> =
-        rows.iter().map(|row| (row.changefeed, ScheduledChangefeed::from(row))).collect();
-    let unreadable = usize::try_from(told).unwrap_or(0).saturating_sub(all.len());
-    let missing: Vec<_> = known.values().filter(|order| !all.contains_key(&order.changefeed)).collect();
-    for order in missing.into_iter().take(unreadable.min(UNREADABLE_AT_MOST)) {
-        let schedule = inner.store.changefeed_schedule(order.changefeed);
-        match pace::within(limit, "query.changefeed_schedule", schedule).await {
-            Err(MetadataError::Corrupt { .. }) => drop(all.insert(order.changefeed, *order)),
-            read => drop(read?),
+/// Everything as it was read anew. What does not decode stays as it is `known`: what runs under it goes on, since nobody can
+/// give it to another before the row is mended.
+fn anew<T, O: Clone>(
+    asked_at: BootTime,
+    all: &Assigned<T>,
+    known: &BTreeMap<ChangefeedUuid, O>,
+    row: impl Fn(&T) -> (ChangefeedUuid, O),
+) -> (Arc<BTreeMap<ChangefeedUuid, O>>, Option<Read>) {
+    let mut rows: BTreeMap<_, _> = all.rows.iter().map(row).collect();
+    let mut unknown = 0;
+    for changefeed in &all.unreadable {
+        match known.get(changefeed) {
+            Some(order) => drop(rows.insert(*changefeed, order.clone())),
+            None => unknown += 1,
         }
     }
-    Ok(Arc::new(all))
+    (Arc::new(rows), Some(Read { asked_at, unknown }))
+}
+
+/// Every order to this capture, read anew.
+async fn schedules(observer: &CaptureObserver) -> Result<Assigned<ChangefeedSchedule>> {
+    let inner = &observer.inner;
+    let limit = inner.policy.statement_timeout;
+    let all = pace::within(limit, "capture.schedules", inner.store.capture_schedules(inner.term)).await?;
+    counter!("cdc_capture_reconciles_total").increment(1);
+    Ok(all)
 }
 
 /// Everything that this capture is to be a processor of, read anew.
-async fn processors(observer: &CaptureObserver) -> Result<Attachments> {
+async fn processors(observer: &CaptureObserver) -> Result<Assigned<ProcessorSchedule>> {
     let inner = &observer.inner;
     let limit = inner.policy.statement_timeout;
-    let (_, rows) =
-        pace::within(limit, "capture.processors", inner.store.capture_processors(inner.term)).await?;
+    let all = pace::within(limit, "capture.processors", inner.store.capture_processors(inner.term)).await?;
     counter!("cdc_capture_reconciles_total").increment(1);
-    Ok(Arc::new(rows.iter().map(|row| (row.changefeed, ScheduledProcessor::from(row))).collect()))
+    Ok(all)
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use metadata_api::model::{CaptureState, ChangefeedUuid};
+use metadata_api::observation::ChangefeedAdmin as _;
 use metadata_api::store::AdminStore as _;
 use metadata_memory::{Table, Tamper};
 use serde_json::json;
@@ -225,18 +226,28 @@ async fn a_damaged_row_of_a_live_owner_stops_nothing() {
     let (mut world, feeds) = World::running(2, 8).await;
     let victim = world.follower(&[]);
     let id = world.processes[victim].id();
-    let (damaged, epochs) = (world.owned(victim)[0], world.owners());
-    world.db.tamper(Tamper::MakeFeedUnreadable(Table::Schedule, damaged));
+    let (owned, epochs) = (world.owned(victim), world.owners());
+    // One is released while the others cannot be read.
+    let (well, damaged) = owned.split_first().unwrap();
+    for feed in damaged {
+        world.db.tamper(Tamper::MakeFeedUnreadable(Table::Schedule, *feed));
+    }
     let new = world.create(4).await;
+    let name = world.name(*well).await;
+    world.admin.pause(&name).await.unwrap();
+    world.until("it is released", secs(5), |world| world.owner(*well).is_none()).await;
+    world.pass(secs(30)).await;
+    world.admin.resume(&name, None).await.unwrap();
+    world.until("it runs again", secs(5), |world| world.moves(*well, world.now() - secs(1))).await;
     world.until("new ones run", secs(3), |world| world.all_move(&new, secs(0))).await;
     world
         .throughout("everything runs on", secs(60), |world| {
             world.processes[victim].id() == id && world.all_move(&feeds, world.now().saturating_sub(secs(2)))
         })
         .await;
+    assert!(damaged.iter().all(|feed| world.owners()[feed] == epochs[feed]), "nothing happened to them");
     world.db.tamper(Tamper::MendRows);
     world.pass(secs(30)).await;
-    assert_eq!(world.owners()[&damaged], epochs[&damaged], "nothing happened to it");
     assert!(world.all_move(&feeds, world.now() - secs(2)));
     world.check();
 }

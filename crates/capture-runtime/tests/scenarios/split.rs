@@ -529,3 +529,18 @@ async fn a_capture_that_flaps_carries_nothing() {
     println!("tables of a capture that flaps, life by life: {carried:?}");
     assert!(carried[4..].iter().all(|count| *count == 0), "{carried:?}");
 }
+
+/// Processor rows that do not decode any more stop nothing: what runs goes on, and goes on from where it is when they are mended.
+#[tokio::test(start_paused = true)]
+async fn damaged_rows_of_processors_stop_nothing() {
+    let (world, feed) = split(3).await;
+    let (before, at) = (carriers(&world, feed, world.now() - secs(1)), world.now());
+    world.db.tamper(Tamper::MakeProcessorsUnreadable(feed));
+    world.pass(secs(60)).await;
+    assert_eq!(carriers(&world, feed, world.now() - secs(2)), before);
+    world.db.tamper(Tamper::MendRows);
+    world.pass(secs(60)).await;
+    assert_eq!(carriers(&world, feed, world.now() - secs(2)), before);
+    assert_eq!(repeated(&world, feed, at), 0);
+    assert!(longest_gap(&world, feed, at) <= secs(2), "{:?}", longest_gap(&world, feed, at));
+}

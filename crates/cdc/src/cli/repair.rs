@@ -125,7 +125,7 @@ async fn force_remove(
             "[CDC:ErrCaptureNotExist]capture not exists, {id}: there is none in {url}, or it was declared dead already"
         )));
     };
-    let owned = store.capture_schedules(metadata_api::model::CaptureTerm { capture: id }).await?.1.len();
+    let owned = store.capture_schedules(metadata_api::model::CaptureTerm { capture: id }).await?.rows.len();
     terminal.line(&format!(
         "Capture {id} at {} (heartbeat at {}, {owned} changefeeds) is declared dead, and the controller gives what it has to \
          others at once. {RISK} Without this command a capture that is silent is declared dead after about 17 s.",

@@ -332,9 +332,10 @@ impl OfflineJudge {
         }
     }
 
-    /// Forgets everything, as after a restored database.
-    pub fn reset(&mut self) {
-        *self = Self::default();
+    /// Forgets everybody but `kept`.
+    pub fn forget_but(&mut self, kept: Option<CaptureId>) {
+        self.seen.retain(|capture, _| Some(*capture) == kept);
+        self.mass_failure_since = None;
     }
 
     /// Who may be sealed at `now`, by an observer with these heartbeats of its own.

@@ -1,10 +1,12 @@
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 
-use crate::Result;
 use crate::model::{
     CaptureBeat, CaptureProgress, CaptureState, CaptureTerm, ChangefeedSchedule, ChangefeedUuid,
     ClusterIdentity, ControllerTerm, ElectionRecord, NewCapture, OwnerLaunch, ProcessorSchedule, Revision,
 };
+use crate::{MetadataError, Result};
 
 /// What a capture does for itself.
 #[async_trait]
@@ -42,12 +44,12 @@ pub trait CaptureStore: Send + Sync {
     async fn capture_progress(&self, term: CaptureTerm) -> Result<(u64, CaptureProgress)>;
 
     /// Every schedule row that names the capture and is not `Removed`, ordered by uuid, with the revision of
-    /// the same statement: the full reconcile. A row that does not decode is left out, and stops no other.
-    async fn capture_schedules(&self, term: CaptureTerm) -> Result<(Revision, Vec<ChangefeedSchedule>)>;
+    /// the same statement: the full reconcile.
+    async fn capture_schedules(&self, term: CaptureTerm) -> Result<Assigned<ChangefeedSchedule>>;
 
     /// Every processor row that names the capture and is not `Removed`, ordered by uuid, with the revision of
     /// the same statement.
-    async fn capture_processors(&self, term: CaptureTerm) -> Result<(Revision, Vec<ProcessorSchedule>)>;
+    async fn capture_processors(&self, term: CaptureTerm) -> Result<Assigned<ProcessorSchedule>>;
 
     /// What is needed to start changefeeds (at most [`MAX_BATCH`](super::MAX_BATCH)) that the capture owns: those of
     /// `changefeeds` whose schedule is `Launched` and names the capture. The others are left out. Ordered by uuid.
@@ -83,11 +85,43 @@ pub trait HeartbeatChannel: Send {
     async fn beat(&mut self, term: CaptureTerm, acknowledged: u64, next: u64) -> Result<()>;
 }
 
+/// All that names a capture and is not `Removed`, as of one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assigned<T> {
+    /// The revision of the same statement.
+    pub revision: Revision,
+    /// The rows, ordered by uuid.
+    pub rows: Vec<T>,
+    /// The changefeeds whose row does not decode: it says nothing, and stops no other. What the capture runs under such a
+    /// row's former value goes on: nobody can give it to another before the row is mended.
+    pub unreadable: BTreeSet<ChangefeedUuid>,
+}
+
+impl<T> Assigned<T> {
+    /// Of rows as they were read, each with its changefeed.
+    ///
+    /// # Errors
+    /// The first that is not [`Corrupt`](MetadataError::Corrupt).
+    pub fn of(
+        revision: Revision,
+        read: impl IntoIterator<Item = (ChangefeedUuid, Result<T>)>,
+    ) -> Result<Self> {
+        let mut assigned = Self { revision, rows: Vec::new(), unreadable: BTreeSet::new() };
+        for (changefeed, row) in read {
+            match row {
+                Ok(row) => assigned.rows.push(row),
+                Err(MetadataError::Corrupt { .. }) => drop(assigned.unreadable.insert(changefeed)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(assigned)
+    }
+}
+
 /// The watch connection. Dropping it closes the connection hard. To be used like the [`HeartbeatChannel`].
 #[async_trait]
 pub trait WatchChannel: Send {
-    /// What is new for the capture, in one statement. A schedule or processor that does not decode is left out, though it is
-    /// counted: whoever finds less than the count reads everything.
+    /// What is new for the capture, in one statement.
     async fn poll(&mut self, term: CaptureTerm, cursor: &PollCursor) -> Result<PollAnswer>;
 
     /// Moves the lease sequence: one autocommit update `WHERE id = 1 AND leader_id = ? AND controller_epoch = ?`.

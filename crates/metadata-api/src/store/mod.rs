@@ -31,7 +31,7 @@ mod owner;
 mod query;
 
 pub use admin::{AdminStore, Authority};
-pub use capture::{CaptureStore, HeartbeatChannel, PollAnswer, PollCursor, WatchChannel};
+pub use capture::{Assigned, CaptureStore, HeartbeatChannel, PollAnswer, PollCursor, WatchChannel};
 pub use controller::ControllerStore;
 pub use election::ElectionStore;
 pub use owner::{OwnerEnd, OwnerRelease, OwnerStore};

@@ -118,9 +118,9 @@ async fn read_rows(store: &dyn MetadataStore, dump: &mut Dump) {
             format!("capture {id} progress"),
             &store.capture_progress(term).await.map_err(|error| error.is_fenced()),
         );
-        let (_, schedules) = store.capture_schedules(term).await.expect("capture_schedules");
+        let schedules = store.capture_schedules(term).await.expect("capture_schedules").rows;
         dump.put(format!("capture {id} schedules"), &schedules);
-        let (_, processors) = store.capture_processors(term).await.expect("capture_processors");
+        let processors = store.capture_processors(term).await.expect("capture_processors").rows;
         dump.put(format!("capture {id} processors"), &processors);
     }
     dump.put("beats", &store.capture_beats().await.expect("capture_beats"));

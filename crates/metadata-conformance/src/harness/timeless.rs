@@ -9,6 +9,7 @@ use metadata_api::model::{
     ElectionRecord, OwnerLaunch, ProcessorSchedule, ProcessorStatus, Revision, ScheduleSnapshot,
     SnapshotChangefeed, UpstreamInfo,
 };
+use metadata_api::store::Assigned;
 
 /// A value that may hold times of the database's clock.
 pub(crate) trait Timeless: Debug + Clone {
@@ -46,6 +47,12 @@ impl Timeless for OwnerLaunch {
 impl Timeless for ScheduleSnapshot {
     fn timeless(self) -> Self {
         Self { captures: self.captures.timeless(), ..self }
+    }
+}
+
+impl<T: Timeless> Timeless for Assigned<T> {
+    fn timeless(self) -> Self {
+        Self { rows: self.rows.timeless(), ..self }
     }
 }
 

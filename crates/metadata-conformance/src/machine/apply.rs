@@ -98,7 +98,7 @@ impl Side {
     /// The fence row's revision.
     pub(super) async fn revision(&self) -> Revision {
         let nobody = CaptureTerm { capture: CaptureId(Uuid::nil()) };
-        self.store.capture_schedules(nobody).await.expect("capture_schedules").0
+        self.store.capture_schedules(nobody).await.expect("capture_schedules").revision
     }
 
     /// Does `op`. What its symbols stand for is in `names`, and in the rows of `model`.
