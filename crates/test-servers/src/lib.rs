@@ -316,7 +316,7 @@ impl Server {
             state.contains(r#""Running":true"#),
             "the {} server that the tests share has ended: {state}\n{}",
             self.kind.name(),
-            docker(&["logs", "--tail", "60", id]),
+            last_words(&docker(&["logs", id])),
         );
     }
 
@@ -324,6 +324,18 @@ impl Server {
     pub fn container_id(&self) -> &str {
         self.container.id()
     }
+}
+
+/// Of a server's log: from where a process of Go says that it cannot go on (thousands of lines before its end), and the end.
+fn last_words(log: &str) -> String {
+    const LINES: usize = 60;
+    let lines: Vec<&str> = log.lines().collect();
+    let gives_up =
+        |line: &&str| ["fatal error: ", "panic: ", "runtime: "].iter().any(|word| line.starts_with(word));
+    let end = lines.len().saturating_sub(LINES);
+    let from = lines.iter().position(gives_up).filter(|from| *from < end);
+    let words = from.into_iter().flat_map(|from| lines.iter().skip(from).take(LINES));
+    words.chain(lines.iter().skip(end)).copied().collect::<Vec<_>>().join("\n")
 }
 
 /// What the engine's client answers, or why it does not.
